@@ -1,0 +1,60 @@
+"""Compile tile-wise 2:4-sparse ONNX models for TensorRT.
+
+`compile_model` is the main job; `learn_masks` and `export_onnx` make its inputs, `verify` and
+`build_engine` judge and use its output. Importing this package loads none of torch,
+onnxruntime or tensorrt: each function loads what it needs when it is called.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from patch_compile.api import build_engine as build_engine
+    from patch_compile.api import export_onnx as export_onnx
+    from patch_compile.api import learn_masks as learn_masks
+    from patch_compile.api import learn_masks_for as learn_masks_for
+    from patch_compile.api import verify as verify
+    from patch_compile.compiler import Compiled as Compiled
+    from patch_compile.compiler import Planned as Planned
+    from patch_compile.compiler import compile_model as compile_model
+    from patch_compile.compiler import plan_model as plan_model
+    from patch_compile.errors import PatchCompileError as PatchCompileError
+    from patch_compile.inspection import inspect_model as inspect_model
+    from patch_compile.io.load_masks import load_masks as load_masks
+    from patch_compile.io.masks_file import save_masks as save_masks
+    from patch_compile.recipe import BuildRecipe as BuildRecipe
+    from patch_compile.recipe import CompileRecipe as CompileRecipe
+    from patch_compile.recipe import ExportRecipe as ExportRecipe
+    from patch_compile.recipe import LearnRecipe as LearnRecipe
+    from patch_compile.recipe import VerifyRecipe as VerifyRecipe
+    from patch_compile.tiles.masks import Masks as Masks
+
+_HOMES = {
+    "BuildRecipe": "recipe",
+    "CompileRecipe": "recipe",
+    "Compiled": "compiler",
+    "ExportRecipe": "recipe",
+    "LearnRecipe": "recipe",
+    "Masks": "tiles.masks",
+    "Planned": "compiler",
+    "PatchCompileError": "errors",
+    "VerifyRecipe": "recipe",
+    "build_engine": "api",
+    "compile_model": "compiler",
+    "export_onnx": "api",
+    "inspect_model": "inspection",
+    "learn_masks": "api",
+    "learn_masks_for": "api",
+    "load_masks": "io.load_masks",
+    "plan_model": "compiler",
+    "save_masks": "io.masks_file",
+    "verify": "api",
+}
+
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'patch_compile' has no attribute '{name}'")
+    return getattr(import_module(f"patch_compile.{_HOMES[name]}"), name)

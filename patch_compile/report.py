@@ -1,0 +1,100 @@
+"""The report: what was asked, what was decided and why, and what is known of the result.
+
+Four words are kept apart. `requested`: the build asked for sparse kernels. `eligible`: our own
+check found the piece 2:4. `chosen`: a build log or an engine inspector named a sparse kernel.
+`unknown`: nobody looked. Nothing here depends on a clock, so equal inputs give equal bytes.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+__all__ = ["PieceReport", "Report", "WeightReport"]
+
+
+@dataclass(frozen=True)
+class PieceReport:
+    """One product of the compiled graph: its role and its (rows of N, columns of K)."""
+
+    role: str
+    shape: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class WeightReport:
+    """One weight of the model.
+
+    Attributes:
+        weight: the initializer's name in the input model.
+        masks: the parameters whose masks it took.
+        shape: (N, K).
+        dtype: the stored element type.
+        geometry: of the tiles.
+        sparsity: share of weights that the mask drops, 0 to 1.
+        sparse_tile_share: share of the area that lies in 2:4 tiles, 0 to 1.
+        lowering: the form it took; `untouched` when no mask was applied.
+        reason: why this form.
+        pieces: the products it became.
+        macs: multiply-adds a token before the rewrite.
+        macs_kept: multiply-adds a token after it, a 2:4 piece counting half.
+        bound_by: how the mask was found: `name` or `digest`.
+        digest: `match`, or `unknown` when the mask stores none for this element type.
+        eligible: number of pieces that are 2:4 by our own check of their stored bytes.
+    """
+
+    weight: str
+    masks: tuple[str, ...]
+    shape: tuple[int, int]
+    dtype: str
+    geometry: str
+    sparsity: float
+    sparse_tile_share: float
+    lowering: str
+    reason: str
+    pieces: tuple[PieceReport, ...]
+    macs: int
+    macs_kept: float
+    bound_by: str
+    digest: str
+    eligible: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """All weights, what was left alone and why, and the versions that made it."""
+
+    weights: tuple[WeightReport, ...]
+    left_alone: Mapping[str, str]
+    recipe: Mapping[str, Any]
+    made_by: Mapping[str, Any]
+    versions: Mapping[str, str]
+    engines: tuple[Mapping[str, Any], ...] = ()
+    totals: Mapping[str, Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "totals", _totals(self.weights))
+
+    def to_json(self) -> str:
+        """Returns the whole report as JSON text."""
+        return json.dumps({"version": 1, **asdict(self)}, indent=1) + "\n"
+
+
+def _totals(weights: tuple[WeightReport, ...]) -> dict[str, Any]:
+    area = sum(w.macs for w in weights)
+    pieces = [piece for weight in weights for piece in weight.pieces]
+    return {
+        "weights": len(weights),
+        "parameters": area,
+        "sparsity": sum(w.sparsity * w.macs for w in weights) / max(1, area),
+        "sparse_tile_share": sum(w.sparse_tile_share * w.macs for w in weights) / max(1, area),
+        "macs_kept": sum(w.macs_kept for w in weights) / max(1, area),
+        "pieces": len(pieces),
+        "eligible": sum(w.eligible for w in weights),
+        "chosen": "unknown",
+        "lowerings": _counted([w.lowering for w in weights]),
+    }
+
+
+def _counted(names: list[str]) -> dict[str, int]:
+    return {name: names.count(name) for name in sorted(set(names))}
