@@ -1,0 +1,1 @@
+"""Tiles, masks and plans: numpy only, no files."""

@@ -1,0 +1,57 @@
+"""Which tiles go 2:4 so that the whole model meets one sparsity.
+
+Sparsity is the share of zeros among all weights of the prunable linears; a 2:4 tile is half
+zeros, so a model whose tiles are all sparse has sparsity 0.5.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from patch_compile.errors import RecipeError
+
+__all__ = ["choose_sparse_tiles"]
+
+
+def choose_sparse_tiles(
+    scores: Sequence[NDArray[Any]], zeros: Sequence[NDArray[Any]], target: int
+) -> list[NDArray[np.bool_]]:
+    """Picks the tiles of least score per zero until `target` zeros are reached.
+
+    The tile that would cross the target is taken only if that ends nearer to it, so the
+    result is within half of one tile.
+
+    Args:
+        scores: for each weight, float (R, C), the loss increase if the tile goes 2:4.
+        zeros: for each weight, integers (R, C), the zeros a tile gains by going 2:4.
+        target: zeros wanted over all weights.
+
+    Returns:
+        For each weight, bool (R, C), True where the tile goes 2:4.
+    """
+    flat_zeros = np.concatenate([z.ravel() for z in zeros]).astype(np.int64)
+    flat_scores = np.concatenate([s.ravel() for s in scores]).astype(np.float64)
+    if not np.isfinite(flat_scores).all():
+        raise RecipeError(
+            "tile scores | hold NaN or Inf; look for overflow in the calibration"
+        )
+    price = flat_scores / np.maximum(flat_zeros, 1)
+    order = np.argsort(price, kind="stable")
+    order = order[flat_zeros[order] > 0]
+    reached = np.cumsum(flat_zeros[order])
+    count = _nearest(reached, target)
+    chosen = np.zeros(flat_zeros.size, np.bool_)
+    chosen[order[:count]] = True
+    parts = np.split(chosen, np.cumsum([z.size for z in zeros])[:-1])
+    return [part.reshape(z.shape) for part, z in zip(parts, zeros, strict=True)]
+
+
+def _nearest(reached: NDArray[np.int64], target: int) -> int:
+    """How many of the tiles, in order, end nearest to the target."""
+    count = int(np.searchsorted(reached, target, side="right"))
+    if count == reached.size:
+        return count
+    below = int(reached[count - 1]) if count else 0
+    return count + 1 if reached[count] - target < target - below else count
