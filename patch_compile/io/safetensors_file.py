@@ -1,0 +1,89 @@
+"""Arrays of a safetensors file, read one at a time.
+
+The library validates the file and maps it whole; a mask file of a large model would then
+stay resident. This reader takes the offsets once and reads each array when it is wanted.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from patch_compile.errors import MaskError
+
+__all__ = ["SafetensorsFile"]
+
+_DTYPES = {"U8": np.dtype(np.uint8), "F32": np.dtype("<f4")}
+
+
+@dataclass(frozen=True)
+class SafetensorsFile:
+    """The file's header.
+
+    Attributes:
+        path: the file.
+        names: its arrays: element type, shape, and (begin, end) in the data part.
+        start: where the data part begins, in bytes.
+    """
+
+    path: Path
+    names: Mapping[str, Mapping[str, Any]]
+    start: int
+
+    @classmethod
+    def open(cls, path: Path) -> "SafetensorsFile":
+        """Validates a file and reads its header.
+
+        Raises:
+            MaskError: if it is no safetensors file, or truncated.
+        """
+        try:
+            with safe_open(path, framework="numpy"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise MaskError(f"masks '{path}' | are no safetensors file: {error}") from error
+        with path.open("rb") as file:
+            # The format: a little-endian u64 length, then that many bytes of JSON.
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(size))
+        header.pop("__metadata__", None)
+        return cls(path, header, 8 + size)
+
+    def lazy(
+        self, name: str, dtype: Any, shape: tuple[int, int]
+    ) -> Callable[[], NDArray[Any]]:
+        """Checks an array against its header and returns the function that reads it.
+
+        Raises:
+            MaskError: if it is missing or has another element type or shape.
+        """
+        entry = self.names.get(name)
+        if entry is None:
+            raise MaskError(f"masks '{self.path}' | lack '{name}'; they belong to other masks")
+        found = (_DTYPES.get(entry["dtype"]), tuple(entry["shape"]))
+        if found != (np.dtype(dtype), shape):
+            raise MaskError(
+                f"masks '{self.path}' | '{name}' is {entry['dtype']} {found[1]}; expected "
+                f"{np.dtype(dtype)} {shape}; they belong to another model"
+            )
+        return partial(self._read, np.dtype(dtype), shape, entry["data_offsets"][0])
+
+    def _read(self, dtype: Any, shape: tuple[int, int], begin: int) -> NDArray[Any]:
+        count = shape[0] * shape[1]
+        try:
+            array = np.fromfile(self.path, dtype, count, offset=self.start + begin)
+        except OSError as error:
+            raise MaskError(
+                f"masks '{self.path}' | cannot be read: {error.strerror}; put the file back"
+            ) from error
+        if array.size != count:
+            raise MaskError(
+                f"masks '{self.path}' | were cut short while being read; copy them again"
+            )
+        return array.reshape(shape)
