@@ -1,0 +1,1 @@
+"""Declarative graph rewrites: one rule a file, joined in `pipeline`."""

@@ -1,0 +1,116 @@
+"""Predicates that every compiled graph must meet; a failure is a bug of ours."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from patch_compile.errors import InternalError
+from patch_compile.io.onnx_model import FLOAT_BITS, open_bits
+from patch_compile.passes.sites import ROLE, pieces
+from patch_compile.tiles.inspect import violations
+
+__all__ = [
+    "PREDICATES",
+    "Interface",
+    "check_legal",
+    "pieces_are_products",
+    "same_interface",
+    "sparse_pieces_are_24",
+    "typed_values",
+    "unique_names",
+]
+
+
+@dataclass(frozen=True)
+class Interface:
+    """What a caller of the model sees."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    opsets: tuple[tuple[str, int], ...]
+
+    @classmethod
+    def of(cls, model: ir.Model) -> "Interface":
+        """Reads it off a model."""
+        return cls(
+            tuple(value.name or "" for value in model.graph.inputs),
+            tuple(value.name or "" for value in model.graph.outputs),
+            tuple(sorted(model.opset_imports.items())),
+        )
+
+
+def same_interface(model: ir.Model, before: Interface) -> Iterator[str]:
+    """Inputs, outputs and opset imports kept their names, order and versions."""
+    now = Interface.of(model)
+    if now != before:
+        yield f"the interface was {before} and is {now}"
+
+
+def unique_names(model: ir.Model, _: Interface) -> Iterator[str]:
+    """No two values of the graph have one name."""
+    seen: set[str] = set()
+    graph = model.graph
+    outputs = [value for node in graph for value in node.outputs]
+    for value in (*graph.initializers.values(), *outputs):
+        if value.name and value.name in seen:
+            yield f"two values are named '{value.name}'"
+        seen.add(value.name or "")
+
+
+def typed_values(model: ir.Model, _: Interface) -> Iterator[str]:
+    """What a piece makes has the element type of its weight, wherever types are known."""
+    for node in pieces(model):
+        weight, made = node.inputs[1], node.outputs[0]
+        if weight is not None and made.dtype is not None and made.dtype != weight.dtype:
+            yield f"'{made.name}' is {made.dtype}, its weight {weight.dtype}"
+
+
+def pieces_are_products(model: ir.Model, _: Interface) -> Iterator[str]:
+    """A marked node is a MatMul over a constant whose K suits its role."""
+    for node in pieces(model):
+        weight = node.inputs[1] if len(node.inputs) == 2 else None
+        tensor = None if weight is None else weight.const_value
+        if node.op_type != "MatMul" or tensor is None:
+            yield f"'{node.name}' is marked a piece but is no product over a constant"
+        elif node.metadata_props[ROLE] == "sparse24" and tensor.shape.numpy()[0] % 4:
+            yield f"'{node.name}' sums over {tensor.shape} rows, no multiple of 4"
+
+
+Predicate = Callable[[ir.Model, Interface], Iterator[str]]
+
+PREDICATES: tuple[Predicate, ...] = (
+    same_interface,
+    unique_names,
+    typed_values,
+    pieces_are_products,
+)
+
+
+def check_legal(model: ir.Model, before: Interface) -> None:
+    """Runs every predicate on a rewritten model.
+
+    That `sparse24` pieces are 2:4 in their stored bytes is checked by `PieceTensor` as each
+    strip is written; `sparse_pieces_are_24` checks a model that was read back.
+
+    Raises:
+        InternalError: with every finding.
+    """
+    findings = [finding for predicate in PREDICATES for finding in predicate(model, before)]
+    if findings:
+        raise InternalError("compiled graph | " + "; ".join(findings))
+
+
+def sparse_pieces_are_24(model: ir.Model) -> list[str]:
+    """Names the `sparse24` pieces of a model on disk whose bytes are not 2:4 along K."""
+    return [node.name or "?" for node in pieces(model) if not _holds(node)]
+
+
+def _holds(node: ir.Node) -> bool:
+    weight = node.inputs[1]
+    tensor = None if weight is None else weight.const_value
+    if node.metadata_props[ROLE] != "sparse24":
+        return True
+    if tensor is None or tensor.dtype not in FLOAT_BITS:
+        return False
+    return violations(open_bits(tensor), axis=0) == 0
