@@ -1,0 +1,1 @@
+"""Making masks with PyTorch, and exporting the model they are for."""

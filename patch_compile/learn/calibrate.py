@@ -1,0 +1,191 @@
+"""What a model does with a text: the size of its activations and of its gradients.
+
+N: out features. K: in features. W: windows. T: tokens in a window.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from patch_compile._require import require
+from patch_compile.errors import ModelError
+from patch_compile.learn._progress import Progress, tell
+from patch_compile.learn.linears import Linear
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+
+__all__ = ["Statistics", "calibrate"]
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """Sums over a text, by the names of the weights; empty where they were not asked for.
+
+    Attributes:
+        moments: float64 (K,), the sum over all tokens of x^2, x the layer's input.
+        fisher: float32 (N, K), the sum over windows of g^2, g the gradient of a window's
+            mean next-token loss in nats; the diagonal of the empirical Fisher matrix.
+    """
+
+    moments: dict[str, NDArray[np.float64]]
+    fisher: dict[str, NDArray[np.float32]]
+
+
+def calibrate(
+    model: "PreTrainedModel",
+    linears: Mapping[str, Linear],
+    windows: NDArray[np.int64],
+    *,
+    moments: bool,
+    fisher: bool,
+    progress: Progress | None = None,
+) -> Statistics:
+    """Runs the model over windows, one at a time, and sums what the linears see.
+
+    Without `fisher` there is no backward pass. With it, peak memory is that of a forward
+    pass and one float32 copy of the weights: each gradient is freed as soon as it is added.
+
+    Args:
+        model: in evaluation mode; its weights are not changed.
+        linears: the layers to watch.
+        windows: token numbers, int64 (W, T).
+        moments: sum the squared inputs.
+        fisher: sum the squared gradients.
+        progress: called with (windows done, windows in all, what).
+
+    Raises:
+        ModelError: if a token is outside the vocabulary, the loss is NaN or infinite, or a
+            layer sees no input.
+    """
+    _check_tokens(model, windows)
+    _check_type(model, fisher)
+    seen = _zero_moments(model, linears) if moments else {}
+    squares = _zero_squares(linears) if fisher else {}
+    with ExitStack() as watch:
+        watch.enter_context(_watched_inputs(linears, seen))
+        watch.enter_context(_watched_gradients(model, linears, squares))
+        for done, window in enumerate(windows):
+            tell(progress, done, len(windows), "calibrating")
+            _run(model, window, backward=fisher)
+    tell(progress, len(windows), len(windows), "calibrating")
+    statistics = Statistics(
+        {name: moment.cpu().numpy() for name, moment in seen.items()},
+        {name: linears[name].matrix(square).cpu().numpy() for name, square in squares.items()},
+    )
+    _check_seen(statistics)
+    return statistics
+
+
+def _check_tokens(model: "PreTrainedModel", windows: NDArray[np.int64]) -> None:
+    embeddings: Any = model.get_input_embeddings()
+    size = int(embeddings.weight.shape[0])
+    if windows.max() >= size or windows.min() < 0:
+        raise ModelError(
+            f"text | has token {windows.max()}, the model knows {size}; "
+            "give the tokenizer of this model"
+        )
+
+
+def _check_type(model: "PreTrainedModel", fisher: bool) -> None:
+    if fisher and model.dtype.itemsize == 2 and "bfloat" not in str(model.dtype):
+        raise ModelError(
+            "model | is fp16, whose gradients vanish below 6e-8; expected fp32 or bf16; "
+            "load it as fp32, or choose --select error"
+        )
+
+
+def _zero_moments(
+    model: "PreTrainedModel", linears: Mapping[str, Linear]
+) -> dict[str, "Tensor"]:
+    torch = require("torch", "learn")
+    return {
+        name: torch.zeros(linear.shape[1], dtype=torch.float64, device=model.device)
+        for name, linear in linears.items()
+    }
+
+
+def _zero_squares(linears: Mapping[str, Linear]) -> dict[str, "Tensor"]:
+    torch = require("torch", "learn")
+    return {
+        name: torch.zeros_like(linear.weight, dtype=torch.float32, requires_grad=False)
+        for name, linear in linears.items()
+    }
+
+
+@contextmanager
+def _watched_inputs(
+    linears: Mapping[str, Linear], seen: Mapping[str, "Tensor"]
+) -> Iterator[None]:
+    handles = [
+        linears[name].module.register_forward_pre_hook(partial(_add_moment, moment))
+        for name, moment in seen.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _add_moment(moment: "Tensor", _module: "nn.Module", inputs: tuple["Tensor", ...]) -> None:
+    squares = inputs[0].detach().float().square()
+    moment += squares.reshape(-1, squares.shape[-1]).sum(0, dtype=moment.dtype)
+
+
+@contextmanager
+def _watched_gradients(
+    model: "PreTrainedModel", linears: Mapping[str, Linear], squares: Mapping[str, "Tensor"]
+) -> Iterator[None]:
+    """Lets only the watched weights require gradients, and squares and frees those."""
+    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    model.requires_grad_(False)
+    handles: list[Any] = []
+    for name, square in squares.items():
+        weight: Any = linears[name].weight.requires_grad_(True)
+        handles.append(weight.register_post_accumulate_grad_hook(partial(_add_square, square)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for parameter, required in before:
+            parameter.requires_grad_(required)
+
+
+def _add_square(square: "Tensor", weight: "Tensor") -> None:
+    assert weight.grad is not None
+    gradient = weight.grad.float()
+    square.addcmul_(gradient, gradient)
+    weight.grad = None
+
+
+def _run(model: "PreTrainedModel", window: NDArray[np.int64], *, backward: bool) -> None:
+    torch = require("torch", "learn")
+    ids = torch.from_numpy(window)[None].to(model.device)
+    with torch.set_grad_enabled(backward):
+        logits = model(input_ids=ids, use_cache=False).logits
+        loss = torch.nn.functional.cross_entropy(logits[0, :-1].float(), ids[0, 1:])
+        if not torch.isfinite(loss):
+            raise ModelError(
+                f"loss | is {loss.item()} on the calibration text; the weights are damaged or "
+                "overflow in this element type; load the model as fp32"
+            )
+        if backward:
+            loss.backward()
+
+
+def _check_seen(statistics: Statistics) -> None:
+    for sums in (statistics.moments, statistics.fisher):
+        for name, values in sums.items():
+            if not values.any():
+                raise ModelError(
+                    f"weight '{name}' | did nothing for the calibration text; leave it out "
+                    "(--ignore) or give a longer text"
+                )

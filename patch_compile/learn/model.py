@@ -1,0 +1,209 @@
+"""Causal language models from a folder, the hub or a GGUF file, and back to a folder."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
+
+from patch_compile._require import require
+from patch_compile.errors import ModelError, RecipeError
+from patch_compile.io.atomic import staged_folder
+from patch_compile.learn._quiet import first_line, quiet
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["DTYPES", "LoadedModel", "load_model", "save_checkpoint", "save_companions"]
+
+# The recipe's word for each element type, and the name torch and the digests give it.
+DTYPES: Mapping[str, str] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+_EXPECTED = "expected a folder, GGUF file or hub id of a causal language model"
+_HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """A model in evaluation mode, with its tokenizer.
+
+    Attributes:
+        module: the causal language model.
+        tokenizer: of that model.
+        name: what people call it; never a path.
+    """
+
+    module: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+    name: str
+
+    def __post_init__(self) -> None:
+        # Dropout would make masks and exported graphs random.
+        self.module.train(False)
+
+    @property
+    def dtype(self) -> str:
+        """The element type of the weights: `float32`, `float16` or `bfloat16`."""
+        return str(self.module.dtype).removeprefix("torch.")
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where transformers finds a model."""
+
+    source: str
+    options: Mapping[str, str]
+    name: str
+
+
+def load_model(source: str, dtype: str = "fp32") -> LoadedModel:
+    """Loads a causal language model on the CPU.
+
+    Args:
+        source: a Hugging Face folder, a GGUF file, or a hub id.
+        dtype: element type of the weights: `fp32`, `fp16` or `bf16`.
+
+    Raises:
+        ModelError: if it is missing, cannot be fetched, is damaged, incomplete, no causal
+            language model, or of an architecture that transformers does not know.
+        RecipeError: if `dtype` is none of the three.
+        RuntimeUnavailable: if torch, transformers or gguf is missing.
+    """
+    if dtype not in DTYPES:
+        raise RecipeError(f"dtype | is '{dtype}'; expected one of {sorted(DTYPES)}")
+    place = _place(source)
+    with quiet():
+        config = _config(place)
+        module = _module(place, config, DTYPES[dtype])
+        return LoadedModel(module, _tokenizer(place), place.name)
+
+
+def _place(source: str) -> _Place:
+    path = Path(source)
+    if path.is_dir():
+        return _Place(source, {}, path.resolve().name)
+    if path.is_file():
+        return _gguf(path)
+    if _HUB_ID.fullmatch(source) is not None and path.suffix.lower() != ".gguf":
+        return _Place(source, {}, source)
+    raise ModelError(f"model '{source}' | does not exist; {_EXPECTED}")
+
+
+def _gguf(path: Path) -> _Place:
+    if path.suffix.lower() != ".gguf":
+        raise ModelError(f"model '{path}' | is a file that does not end in .gguf; {_EXPECTED}")
+    require("gguf", "learn")
+    return _Place(str(path.parent), {"gguf_file": path.name}, path.name)
+
+
+def _config(place: _Place) -> "PretrainedConfig":
+    transformers = require("transformers", "learn")
+    try:
+        config: PretrainedConfig = transformers.AutoConfig.from_pretrained(
+            place.source, **place.options
+        )
+    except (OSError, ValueError, KeyError) as error:
+        here = Path(place.source).is_dir()
+        problem = "cannot be read" if here else "is not on this disk and cannot be fetched"
+        raise ModelError(
+            f"model '{place.source}' | {problem}: {first_line(error)}; {_EXPECTED}"
+        ) from error
+    if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ModelError(
+            f"model '{place.source}' | is a '{config.model_type}', which is no causal "
+            f"language model; {_EXPECTED}"
+        )
+    return config
+
+
+def _module(place: _Place, config: "PretrainedConfig", dtype: str) -> "PreTrainedModel":
+    torch = require("torch", "learn")
+    transformers = require("transformers", "learn")
+    options: dict[str, Any] = dict(place.options) or {"config": config}
+    options |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
+    try:
+        module, loading = transformers.AutoModelForCausalLM.from_pretrained(
+            place.source, dtype=getattr(torch, dtype), **options
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
+        raise ModelError(
+            f"model '{place.source}' | cannot be loaded: {first_line(error)}; "
+            "its weights are missing or damaged, fetch it again"
+        ) from error
+    _check_complete(place, loading)
+    if place.options:
+        _forget_quantization(module)
+    loaded: PreTrainedModel = module
+    return loaded
+
+
+def _check_complete(place: _Place, loading: Mapping[str, Any]) -> None:
+    # Transformers would go on with random numbers in place of these.
+    missing = sorted(loading["missing_keys"])
+    misfits = sorted(str(key[0]) for key in loading["mismatched_keys"])
+    if missing or misfits:
+        raise ModelError(
+            f"model '{place.source}' | lacks {len(missing)} weights {missing[:4]}, and "
+            f"{len(misfits)} have another shape than config.json says {misfits[:4]}; expected "
+            "a complete checkpoint, fetch it again"
+        )
+
+
+def _forget_quantization(module: Any) -> None:
+    # The weights were expanded to floats; with these left, saving is refused.
+    module.hf_quantizer = None
+    if hasattr(module.config, "quantization_config"):
+        del module.config.quantization_config
+
+
+def _tokenizer(place: _Place) -> "PreTrainedTokenizerBase":
+    transformers = require("transformers", "learn")
+    try:
+        tokenizer: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(
+            place.source, **place.options
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"model '{place.source}' | has no tokenizer that can be read: "
+            f"{first_line(error)}; put its tokenizer.json beside the weights"
+        ) from error
+    return tokenizer
+
+
+def save_checkpoint(loaded: LoadedModel, folder: Path) -> None:
+    """Writes the model and its tokenizer as a Hugging Face folder, whole or not at all.
+
+    Raises:
+        ModelError: if the folder cannot be written.
+    """
+    with staged_folder(folder) as stage, quiet():
+        try:
+            loaded.module.save_pretrained(stage)
+            save_companions(loaded, stage)
+        except (OSError, SafetensorError) as error:
+            raise ModelError(
+                f"output folder '{folder}' | cannot be written: {first_line(error)}; free "
+                "some space or choose another"
+            ) from error
+
+
+def save_companions(loaded: LoadedModel, folder: Path) -> None:
+    """Writes config.json and the files of the tokenizer into `folder`."""
+    loaded.tokenizer.save_pretrained(folder)
+    loaded.module.config.save_pretrained(folder)
+    path = folder / "config.json"
+    config = json.loads(path.read_text("utf-8"))
+    path.write_text(json.dumps(_with_rope_theta(config), indent=2) + "\n", "utf-8")
+
+
+def _with_rope_theta(config: Mapping[str, Any]) -> dict[str, Any]:
+    # Transformers 4 knows only the top-level key and falls back to 10000 without it;
+    # transformers 5 writes only `rope_parameters`.
+    rope = config.get("rope_parameters")
+    if not isinstance(rope, Mapping) or "rope_theta" not in rope:
+        return dict(config)
+    return {**config, "rope_theta": config.get("rope_theta", rope["rope_theta"])}
