@@ -1,0 +1,207 @@
+"""Sessions of ONNX Runtime, with one-line errors and no silent change of provider.
+
+ONNX Runtime lists providers that cannot load and falls back to the CPU with a warning, so the
+provider is read back from the session.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from patch_compile._require import require
+from patch_compile.errors import ModelError, RuntimeUnavailable
+
+__all__ = [
+    "CPU",
+    "Argument",
+    "Session",
+    "open_session",
+    "run_session",
+    "session_options",
+    "start_session",
+]
+
+CPU = ("CPUExecutionProvider",)
+
+_STATE = "onnxruntime.capi.onnxruntime_pybind11_state"
+_PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : ([A-Z_]+) : ")
+# Fatal only: every failure also arrives as an exception.
+_QUIET = 4
+
+
+class Argument(Protocol):
+    """An input or output of a session."""
+
+    @property
+    def name(self) -> str:
+        """Its name in the graph."""
+        ...
+
+    @property
+    def shape(self) -> Sequence[int | str | None]:
+        """A size, a symbol or None for each axis."""
+        ...
+
+    @property
+    def type(self) -> str:
+        """Its element type, as in `tensor(float16)`."""
+        ...
+
+
+class Session(Protocol):
+    """What this layer uses of an `onnxruntime.InferenceSession`."""
+
+    def get_inputs(self) -> Sequence[Argument]:
+        """Lists the inputs in graph order."""
+        ...
+
+    def get_outputs(self) -> Sequence[Argument]:
+        """Lists the outputs in graph order."""
+        ...
+
+    def get_providers(self) -> Sequence[str]:
+        """Lists the providers that were really loaded."""
+        ...
+
+    def run(
+        self, output_names: Sequence[str] | None, input_feed: Mapping[str, NDArray[Any]]
+    ) -> list[Any]:
+        """Returns the named outputs, all of them for None."""
+        ...
+
+
+def open_session(
+    path: Path, *, optimise: bool = True, providers: Sequence[str] = CPU
+) -> Session:
+    """Opens a model file on the providers asked for, and on no others.
+
+    Args:
+        path: the .onnx file; external data beside it.
+        optimise: let ONNX Runtime rewrite the graph, which may reorder sums.
+        providers: in order of preference; all of them must load.
+
+    Raises:
+        ModelError: if the file is missing or damaged, or has an operator or element type
+            that the providers cannot run.
+        RuntimeUnavailable: if onnxruntime or one of the providers is missing or broken.
+    """
+    if not path.is_file():
+        raise ModelError(f"model '{path}' | is not a file; give the path of an .onnx file")
+    options = session_options(optimise)
+    return start_session(f"model '{path}'", str(path), options, providers)
+
+
+def session_options(optimise: bool) -> Any:
+    """Returns quiet `onnxruntime.SessionOptions` with all graph rewrites on or off."""
+    runtime = require("onnxruntime", "cpu")
+    levels = runtime.GraphOptimizationLevel
+    options = runtime.SessionOptions()
+    options.log_severity_level = _QUIET
+    options.graph_optimization_level = (
+        levels.ORT_ENABLE_ALL if optimise else levels.ORT_DISABLE_ALL
+    )
+    return options
+
+
+def start_session(
+    subject: str, source: str | bytes, options: Any, providers: Sequence[str] = CPU
+) -> Session:
+    """Starts a session and checks which providers it really uses.
+
+    Args:
+        subject: opens the error messages, as in "model 'a.onnx'".
+        source: a path, or a serialized model.
+        options: `onnxruntime.SessionOptions`.
+        providers: all of them must load.
+
+    Raises:
+        ModelError: see `open_session`.
+        RuntimeUnavailable: see `open_session`.
+    """
+    runtime = require("onnxruntime", "cpu")
+    _check_listed(providers, runtime.get_available_providers())
+    try:
+        session: Session = runtime.InferenceSession(source, options, providers=list(providers))
+    except _failures() as error:
+        raise ModelError(f"{subject} | {_reason(error)}") from error
+    _check_used(providers, session.get_providers())
+    return session
+
+
+def _check_listed(providers: Sequence[str], available: Sequence[str]) -> None:
+    missing = [name for name in providers if name not in available]
+    if missing:
+        raise RuntimeUnavailable(
+            f"onnxruntime | has no {', '.join(missing)}; expected one of "
+            f"{', '.join(available)}; install the onnxruntime build that has it"
+        )
+
+
+def _check_used(providers: Sequence[str], used: Sequence[str]) -> None:
+    refused = [name for name in providers if name not in used]
+    if refused:
+        raise RuntimeUnavailable(
+            f"onnxruntime | could not load {', '.join(refused)} and fell back to "
+            f"{', '.join(used)}; install the driver and libraries it needs"
+        )
+
+
+def run_session(
+    session: Session, feeds: Mapping[str, NDArray[Any]], subject: str = "model"
+) -> dict[str, NDArray[Any]]:
+    """Runs a session once and returns every output by name, in graph order.
+
+    Args:
+        session: an open session.
+        feeds: by input name, in the shape and element type of the input.
+        subject: opens the error messages.
+
+    Raises:
+        ModelError: if a feed does not fit, the run fails, or an output has an element type
+            that numpy lacks (bfloat16).
+    """
+    names = [output.name for output in session.get_outputs()]
+    try:
+        values = session.run(names, feeds)
+    except _failures() as error:
+        raise ModelError(f"{subject} | {_reason(error)}") from error
+    return dict(zip(names, values, strict=True))
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """All that ONNX Runtime raises; its own exceptions share no base class."""
+    state = require(_STATE, "cpu")
+    return (
+        state.EPFail,
+        state.Fail,
+        state.InvalidArgument,
+        state.InvalidGraph,
+        state.InvalidProtobuf,
+        state.NoSuchFile,
+        state.NotImplemented,
+        state.RuntimeException,
+        RuntimeError,
+        ValueError,
+    )
+
+
+def _reason(error: Exception) -> str:
+    """Puts an exception on one line and adds what to do where we know it."""
+    text = " ".join(str(error).split())
+    match = _PREFIX.match(text)
+    kind = match.group(1) if match is not None else ""
+    return f"cannot run on onnxruntime: {_PREFIX.sub('', text)}{_advice(kind, text)}"
+
+
+def _advice(kind: str, text: str) -> str:
+    if kind == "NOT_IMPLEMENTED":
+        return (
+            "; the CPU provider has no such kernel for the element type (bfloat16 products, "
+            "for one); export the model as fp32 or fp16 to run it here"
+        )
+    if "No corresponding Numpy type" in text:
+        return "; cast this output to float32 in the model"
+    return "; expected a valid ONNX model and inputs that fit it" if kind else ""
