@@ -1,0 +1,126 @@
+"""Small conveniences of the command line: `--sm 86,89`, configuration files."""
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+import yaml
+from cyclopts.config import Dict
+
+from patch_compile.errors import RecipeError
+from patch_compile.recipe import (
+    BuildRecipe,
+    CompileRecipe,
+    ExportRecipe,
+    LearnRecipe,
+    VerifyRecipe,
+)
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = ["config_reader", "config_text", "split_lists"]
+
+_RECIPES = (BuildRecipe, CompileRecipe, ExportRecipe, LearnRecipe, VerifyRecipe)
+
+_LOADERS: dict[str, Callable[[str], Any]] = {
+    ".json": json.loads,
+    ".toml": tomllib.loads,
+    ".yaml": yaml.safe_load,
+    ".yml": yaml.safe_load,
+}
+
+# They are needed before a file can be read, or would be lost in it.
+_COMMAND_LINE_ONLY = frozenset({"config", "save_config", "log_level"})
+
+
+def config_reader(path: Path) -> Dict:
+    """Returns the options of a configuration file, in the form that the parser takes.
+
+    Raises:
+        RecipeError: if the file is missing, of another kind or damaged, or sets an option
+            that only the command line takes.
+    """
+    if path.suffix not in _LOADERS or not path.is_file():
+        kinds = ", ".join(_LOADERS)
+        raise RecipeError(f"config '{path}' | is no file of kind {kinds}; check its path")
+    try:
+        options = _LOADERS[path.suffix](path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise RecipeError(f"config '{path}' | cannot be read: {reason}; mend it") from error
+    if not isinstance(options, dict):
+        raise RecipeError(f"config '{path}' | is no table; expected options and their values")
+    misplaced = {str(name).replace("-", "_") for name in options} & _COMMAND_LINE_ONLY
+    if misplaced:
+        raise RecipeError(
+            f"config '{path}' | sets {sorted(misplaced)}; give that on the command line"
+        )
+    return Dict(options, source=str(path))
+
+
+def config_text(verb: Sequence[str], options: Mapping[str, Any]) -> str:
+    """Returns a command's options as JSON that `config_reader` takes.
+
+    Args:
+        verb: the verb, empty for the main job.
+        options: by parameter name; a recipe stands for its fields.
+    """
+    known: dict[str, Any] = {}
+    for name, value in options.items():
+        known |= (
+            asdict(value) if isinstance(value, _RECIPES) else {name.removesuffix("_"): value}
+        )
+    given = {name: value for name, value in known.items() if value not in (None, ())}
+    for key in reversed(verb):
+        given = {key: given}
+    return json.dumps(given, indent=1, default=str) + "\n"
+
+
+def split_lists(tokens: Sequence[str]) -> list[str]:
+    """Spreads `--sm 86,89` and `--batch 1,4,8` into the tokens the parser takes.
+
+    A pattern behind `re:` may hold commas of its own: it reaches to the end of its list.
+    """
+    lists = _list_options()
+    spread: list[str] = []
+    option: str | None = None
+    for token in tokens:
+        name, equals, value = token.partition("=")
+        if name in lists and equals:
+            spread += _spread(name, value, lists[name])
+        elif option is not None:
+            spread += _spread(option, token, lists[option])
+            option = None
+        elif token in lists:
+            option = token
+        else:
+            spread.append(token)
+    return spread if option is None else [*spread, option]
+
+
+def _spread(option: str, value: str, fixed: bool) -> list[str]:
+    plain, mark, pattern = f",{value}".partition(",re:")
+    parts = [part for part in plain.split(",") if part]
+    if mark:
+        parts.append(f"re:{pattern}")
+    if fixed:
+        return [option, *parts]
+    return [token for part in parts for token in (option, part)]
+
+
+def _list_options() -> dict[str, bool]:
+    """Options that take lists, and whether their length is fixed, read off the recipes."""
+    options: dict[str, bool] = {}
+    for recipe in _RECIPES:
+        hints = get_type_hints(recipe)
+        for field in fields(recipe):
+            if get_origin(hints[field.name]) is tuple:
+                name = f"--{field.name.replace('_', '-')}"
+                options[name] = Ellipsis not in get_args(hints[field.name])
+    return options

@@ -1,0 +1,77 @@
+"""How the command line speaks: results to stdout, everything else to stderr."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+__all__ = ["err", "out", "progress_bar", "say", "set_up_logging"]
+
+# Tables keep their columns when the output is piped to a file or a pager.
+_PIPED_WIDTH = 160
+
+
+class _Console(Console):
+    """A console that leaves a broken pipe to `main.run`, whose exit code it decides."""
+
+    def on_broken_pipe(self) -> None:
+        """Raises it again, where rich would exit with 1."""
+        raise BrokenPipeError
+
+
+def _console(*, stderr: bool) -> Console:
+    """A console that takes no name of a weight for markup or an emoji, as `[b]` or `:x:`."""
+    console = _Console(
+        stderr=stderr, soft_wrap=True, highlight=False, markup=False, emoji=False
+    )
+    if not console.is_terminal:
+        console.width = _PIPED_WIDTH
+    return console
+
+
+out = _console(stderr=False)
+err = _console(stderr=True)
+
+
+def say(text: str) -> None:
+    """Tells the user what happens, on stderr."""
+    err.print(text)
+
+
+def set_up_logging(level: str) -> None:
+    """Sends log records to stderr; the libraries below only emit them."""
+    handler = RichHandler(console=err, show_path=False, show_time=False)
+    logging.basicConfig(level=level.upper(), format="%(message)s", handlers=[handler])
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[int, int, str], None]]:
+    """Yields a `progress(done, total, what)` that draws a bar with an ETA on a terminal.
+
+    Where stderr is no terminal it draws nothing: logs stay readable.
+    """
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
+        tasks: dict[str, int] = {}
+
+        def update(done: int, total: int, what: str) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done, total=total)  # type: ignore[arg-type]
+
+        yield update

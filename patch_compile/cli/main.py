@@ -1,0 +1,113 @@
+"""`patch-compile`: the verbs, and one line for every error a user can mend."""
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import cyclopts
+from cyclopts import App, Parameter
+
+from patch_compile.cli import verbs
+from patch_compile.cli.arguments import config_reader, config_text, split_lists
+from patch_compile.cli.console import say, set_up_logging
+from patch_compile.errors import Mismatch, PatchCompileError, RecipeError
+from patch_compile.io.atomic import write_text
+
+__all__ = ["app", "main", "run"]
+
+_HELP = """Compile tile-wise 2:4-sparse ONNX models for TensorRT.
+
+`patch-compile model.onnx --tiles masks.json -o out/` is the main job; the verbs below make
+its inputs and judge its output. Results go to stdout, everything else to stderr. Exit code 0
+is fine, 1 an error you can mend, 2 a verification over its tolerance.
+"""
+
+app = App(
+    name="patch-compile",
+    help=_HELP,
+    help_format="markdown",
+    default_parameter=Parameter(negative_iterable=()),
+    result_action="return_value",
+)
+app.default(verbs.compile_)
+for verb in (verbs.learn, verbs.export, verbs.plan, verbs.inspect, verbs.build, verbs.verify):
+    app.command(verb)
+app.command(verbs.demo)
+# `run` says that nothing is half-written.
+app.meta.suppress_keyboard_interrupt = False
+
+
+@app.meta.default
+def _launch(
+    *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+    config: Path | None = None,
+    save_config: Path | None = None,
+    log_level: Literal["debug", "info", "warning", "error"] = "warning",
+) -> None:
+    """Options of every verb.
+
+    Args:
+        config: a .toml, .yaml or .json file with options: those of the main job at its top,
+            those of a verb in a table of its name. The command line wins.
+        save_config: write the options of this run, once it is done, as .json that `config`
+            reads.
+        log_level: the least of what is logged.
+    """
+    set_up_logging(log_level)
+    app.config = () if config is None else (config_reader(config),)
+    spread = split_lists(tokens)
+    _check_verb(spread)
+    command, bound, _ = app.parse_args(spread, exit_on_error=False, print_error=False)
+    bound.apply_defaults()
+    command(*bound.args, **bound.kwargs)
+    if save_config is not None:
+        verb, _, _ = app.parse_commands(spread)
+        write_text(save_config, config_text(verb, bound.kwargs))
+
+
+def _check_verb(tokens: Sequence[str]) -> None:
+    """Tells a mistyped verb from a model, which has a file."""
+    first = tokens[0] if tokens else "-"
+    verbs = [name for name in app if not name.startswith("-")]
+    if first.startswith("-") or first in verbs or "." in first or Path(first).exists():
+        return
+    raise RecipeError(
+        f"'{first}' | is neither a file nor a verb; expected an .onnx file or one of "
+        f"{', '.join(sorted(verbs))}"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line and exits with its code."""
+    # A stop from outside must clean up what was begun, as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs one command line and returns its exit code."""
+    if not sys.stderr.isatty():
+        # Libraries below draw bars of their own, which would fill a log file.
+        os.environ.setdefault("TQDM_DISABLE", "1")
+    try:
+        app.meta(list(arguments) or ["--help"], exit_on_error=False, print_error=False)
+    except Mismatch as error:
+        say(f"patch-compile: {error}")
+        return 2
+    except (PatchCompileError, cyclopts.CycloptsError) as error:
+        say(f"patch-compile: {_one_line(error)}")
+        return 1
+    except KeyboardInterrupt:
+        say("patch-compile: stopped; nothing was left half-written")
+        return 130
+    except BrokenPipeError:
+        # The reader of our output left early, as `| head` does.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,135 @@
+"""Tables for people: the report, the inspection, the comparison."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from patch_compile.inspection import Inspection, WeightInspection
+from patch_compile.report import Report, WeightReport
+
+if TYPE_CHECKING:
+    from patch_compile.api import Verification
+
+__all__ = ["inspection_table", "report_table", "tile_map", "totals", "verification_table"]
+
+# Longer reports show the beginning; report.json holds every weight.
+_ROWS = 40
+_REASONS = 6
+
+
+def _table(title: str, *columns: str, right: int) -> Table:
+    """A plain table whose last `right` columns hold numbers."""
+    table = Table(title=title, box=None, title_justify="left", pad_edge=False)
+    for index, column in enumerate(columns):
+        numeric = index >= len(columns) - right
+        table.add_column(column, justify="right" if numeric else "left", no_wrap=numeric)
+    return table
+
+
+def report_table(report: Report) -> Table:
+    """One row a weight: its mask, the form it took and what that keeps."""
+    table = _table(
+        "Weights",
+        *("weight", "lowering", "tiles"),
+        *("N x K", "sparsity", "2:4 tiles", "pieces", "MACs kept"),
+        right=5,
+    )
+    for weight in report.weights[:_ROWS]:
+        table.add_row(*_report_row(weight))
+    if len(report.weights) > _ROWS:
+        table.add_row(f"… {len(report.weights) - _ROWS} more in report.json")
+    return table
+
+
+def _report_row(weight: WeightReport) -> tuple[str, ...]:
+    return (
+        " + ".join(weight.masks),
+        weight.lowering,
+        weight.geometry,
+        f"{weight.shape[0]} x {weight.shape[1]}",
+        f"{weight.sparsity:.1%}",
+        f"{weight.sparse_tile_share:.1%}",
+        f"{len(weight.pieces)} ({weight.eligible} 2:4)",
+        f"{weight.macs_kept / weight.macs:.1%}",
+    )
+
+
+def totals(report: Report) -> str:
+    """The report in a few lines."""
+    total = report.totals
+    forms = ", ".join(f"{count} {name}" for name, count in total["lowerings"].items())
+    lines = [
+        f"{total['weights']} weights: {forms or 'none'}",
+        (
+            f"sparsity {total['sparsity']:.2%}, multiply-adds kept {total['macs_kept']:.2%} "
+            "(a 2:4 piece counts half)"
+        ),
+        (
+            f"pieces {total['pieces']}, of them eligible (2:4 by our own check) "
+            f"{total['eligible']}; chosen by a GPU: {total['chosen']}"
+        ),
+    ]
+    dense = [w.reason for w in report.weights if not w.eligible]
+    lines += [f"kept dense: {count} ({reason})" for reason, count in _counted(dense)]
+    left = _counted(list(report.left_alone.values()))
+    lines += [f"left alone: {count} ({reason})" for reason, count in left]
+    return "\n".join(lines)
+
+
+def _counted(reasons: Sequence[str]) -> list[tuple[str, int]]:
+    """Each reason with its count, the commonest first; numbers in it do not tell it apart."""
+    counts = Counter(re.sub(r"-?\d+(\.\d+)?%", "…%", reason) for reason in reasons)
+    return counts.most_common(_REASONS)
+
+
+def inspection_table(inspection: Inspection) -> Table:
+    """One row a weight: zeros, eligibility, share of 2:4 tiles."""
+    table = _table(
+        "Weights", "weight", "type", "2:4 whole", "N x K", "zeros", "2:4 tiles", right=3
+    )
+    for weight in inspection.weights:
+        table.add_row(*_inspection_row(weight))
+    return table
+
+
+def _inspection_row(weight: WeightInspection) -> tuple[str, ...]:
+    return (
+        weight.parameter,
+        weight.dtype,
+        "yes" if weight.eligible else "no",
+        f"{weight.shape[0]} x {weight.shape[1]}",
+        f"{weight.zeros:.1%}",
+        f"{weight.sparse_tiles.mean():.1%}",
+    )
+
+
+def tile_map(weight: WeightInspection) -> str:
+    """The tile map of one weight, `#` for 2:4 and `.` for dense, N downwards."""
+    rows: Any = weight.to_json()["tile_map"]
+    return f"{weight.parameter}\n" + "\n".join(rows)
+
+
+def verification_table(found: "Verification") -> Table:
+    """One row an output: how far compiled is from masked, and what was allowed."""
+    table = _table(
+        "compiled against masked",
+        *("output", "type", "verdict"),
+        *("max abs", "allowed", "rel. Frobenius", "allowed", "argmax equal"),
+        right=5,
+    )
+    for output in found.comparison.outputs:
+        agreement = output.argmax_agreement
+        table.add_row(
+            output.name,
+            output.dtype,
+            "pass" if output.passed else "FAIL",
+            f"{output.max_abs:.3g}",
+            f"{output.atol:g}",
+            f"{output.relative:.3g}",
+            f"{output.rtol:g}",
+            "-" if agreement is None else f"{agreement:.2%}",
+        )
+    return table

@@ -1,0 +1,304 @@
+"""The verbs. Each parses, calls the API, prints."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from patch_compile import api
+from patch_compile.cli import tables
+from patch_compile.cli.console import out, progress_bar, say
+from patch_compile.compiler import compile_model, plan_model
+from patch_compile.demo import run_demo
+from patch_compile.errors import Mismatch
+from patch_compile.inspection import inspect_model
+from patch_compile.io.atomic import write_text
+from patch_compile.io.load_masks import load_masks
+from patch_compile.io.masks_file import save_masks
+from patch_compile.recipe import (
+    BuildRecipe,
+    CompileRecipe,
+    ExportRecipe,
+    LearnRecipe,
+    VerifyRecipe,
+)
+from patch_compile.report import Report
+
+if TYPE_CHECKING:
+    from patch_compile.runtimes.engines import EngineResult
+
+__all__ = ["build", "compile_", "demo", "export", "inspect", "learn", "plan", "verify"]
+
+# `name="*"` makes a recipe's fields options of their own: there is no second list of them.
+_FLAT = Parameter(name="*")
+Output = Annotated[Path, Parameter(alias="-o")]
+OptionalOutput = Annotated[Path | None, Parameter(alias="-o")]
+Json = Annotated[bool, Parameter(name="--json", negative="")]
+
+_BUILD = BuildRecipe()
+_COMPILE = CompileRecipe()
+_EXPORT = ExportRecipe()
+_LEARN = LearnRecipe()
+_VERIFY = VerifyRecipe()
+
+
+def compile_(
+    model: Path,
+    /,
+    *,
+    tiles: str,
+    output: Output = Path("out"),
+    recipe: Annotated[CompileRecipe, _FLAT] = _COMPILE,
+    engine: Annotated[BuildRecipe, _FLAT] = _BUILD,
+    dry_run: bool = False,
+    json_: Json = False,
+) -> None:
+    """Rewrite MODEL so that every masked MatMul is dense and 2:4 pieces.
+
+    Args:
+        model: the dense .onnx file.
+        tiles: masks.json, PATCH's mask.npz, MaskLLM's mask_compressed.npz, or `infer`.
+        output: folder for compiled.onnx, its data, plan.json, report.json and engines.
+        dry_run: plan and report, write nothing.
+        json_: print the report as JSON.
+    """
+    if dry_run:
+        plan(model, tiles=tiles, recipe=recipe, json_=json_)
+        return
+    with progress_bar() as progress:
+        compiled = compile_model(model, tiles, recipe, progress)
+        path = compiled.save(output, progress)
+    if not json_:
+        _print_tables(compiled.report)
+    say(f"wrote {path}")
+    if engine.engine != "none":
+        _build_all(path, output, engine, not json_)
+    if json_:
+        _print_text(path.with_name("report.json").read_text("utf-8"))
+
+
+def plan(
+    model: Path,
+    /,
+    *,
+    tiles: str,
+    output: OptionalOutput = None,
+    recipe: Annotated[CompileRecipe, _FLAT] = _COMPILE,
+    json_: Json = False,
+) -> None:
+    """Show what compiling would do, without doing it.
+
+    Args:
+        model: the dense .onnx file.
+        tiles: masks.json, a .npz, or `infer`.
+        output: also write plan.json there.
+        json_: print the report as JSON.
+    """
+    with progress_bar() as progress:
+        planned = plan_model(model, tiles, recipe, progress)
+    if json_:
+        _print_text(planned.report.to_json())
+    else:
+        _print_tables(planned.report)
+    if output is not None:
+        write_text(output, planned.plan.to_json())
+        say(f"wrote {output}")
+
+
+def learn(
+    model: str,
+    /,
+    *,
+    data: Path | None = None,
+    output: Output = Path("masks.json"),
+    recipe: Annotated[LearnRecipe, _FLAT] = _LEARN,
+) -> None:
+    """Make masks for MODEL: 2:4 patterns, and which tiles take them.
+
+    Args:
+        model: a Hugging Face directory, a hub id, or a GGUF file.
+        data: calibration text (UTF-8), or .jsonl with a `text` field.
+        output: masks.json; its arrays go beside it.
+    """
+    with progress_bar() as progress:
+        masks = api.learn_masks(model, data, recipe, progress)
+    save_masks(masks, output)
+    reached = f"sparsity {masks.sparsity:.4%} (asked {recipe.sparsity:.2%})"
+    out.print(f"{len(masks.weights)} weights, {reached}")
+    say(f"wrote {output}")
+
+
+def export(
+    model: str,
+    /,
+    *,
+    output: Output = Path("model.onnx"),
+    masks: Path | None = None,
+    recipe: Annotated[ExportRecipe, _FLAT] = _EXPORT,
+) -> None:
+    """Export MODEL, dense, to ONNX with dynamic batch and sequence.
+
+    Args:
+        model: a Hugging Face directory, a hub id, or a GGUF file.
+        output: the .onnx file; data, tokenizer and configuration go beside it.
+        masks: check these against the model first; the compiler applies them.
+    """
+    known = None if masks is None else load_masks(masks)
+    with progress_bar() as progress:
+        path = api.export_onnx(model, output, recipe, known, progress)
+    say(f"wrote {path}")
+
+
+def inspect(
+    model: Path,
+    /,
+    *,
+    tile: str = "128x128",
+    maps: bool = False,
+    json_: Json = False,
+) -> None:
+    """Show the zeros and the 2:4 tiles that MODEL's weights already have.
+
+    Args:
+        model: any .onnx file.
+        tile: geometry of the tile maps.
+        maps: draw every tile map, `#` for 2:4 and `.` for dense.
+        json_: print everything as JSON.
+    """
+    with progress_bar() as progress:
+        found = inspect_model(model, tile, progress)
+    if json_:
+        _print_json(
+            {
+                "weights": [weight.to_json() for weight in found.weights],
+                "left_alone": found.left_alone,
+            }
+        )
+        return
+    out.print(tables.inspection_table(found))
+    for name, reason in found.left_alone.items():
+        out.print(f"left alone: {name} ({reason})")
+    for weight in found.weights if maps else ():
+        out.print(tables.tile_map(weight))
+
+
+def verify(
+    model: Path,
+    compiled: Path,
+    /,
+    *,
+    tiles: str,
+    data: Path | None = None,
+    tokenizer: Path | None = None,
+    recipe: Annotated[VerifyRecipe, _FLAT] = _VERIFY,
+    json_: Json = False,
+) -> None:
+    """Compare COMPILED with the masked MODEL on onnxruntime; exit 2 when over tolerance.
+
+    Args:
+        model: the dense .onnx file.
+        compiled: compiled.onnx, with report.json and plan.json beside it.
+        tiles: the masks it was compiled with.
+        data: text (UTF-8) for the perplexity of dense, masked and compiled.
+        tokenizer: tokenizer.json; by default the one beside MODEL.
+        json_: print everything as JSON.
+    """
+    with progress_bar() as progress:
+        found = api.verify(
+            model, compiled, tiles, recipe, data=data, tokenizer=tokenizer, progress=progress
+        )
+    if json_:
+        _print_json(found.to_json())
+    else:
+        out.print(tables.verification_table(found))
+        for name, value in found.perplexity.items():
+            out.print(f"perplexity {name:9} {value:.4f}  ({found.tokens} predictions)")
+        for name, reason in found.unapplied.items():
+            out.print(f"not applied: mask {name} ({reason})", markup=False)
+    if not found.passed:
+        raise Mismatch(f"'{compiled}' | differs from the masked model by more than allowed")
+
+
+def build(
+    model: Path,
+    /,
+    *,
+    output: OptionalOutput = None,
+    recipe: Annotated[BuildRecipe, _FLAT] = _BUILD,
+    json_: Json = False,
+) -> None:
+    """Build serialized engines of MODEL, one for each architecture.
+
+    Args:
+        model: an .onnx file, compiled or not.
+        output: folder of the engines; by default MODEL's.
+        json_: print everything as JSON.
+    """
+    if recipe.engine == "none":
+        recipe = replace(recipe, engine="tensorrt_rtx")
+    engines = _build_all(model, output or model.parent, recipe, not json_)
+    if json_:
+        _print_json({"engines": engines})
+
+
+def demo(*, output: Output = Path("demo-out")) -> None:
+    """Run the main job on SmolLM2-135M from start to end; a second run is quick.
+
+    Args:
+        output: folder of everything the demo makes.
+    """
+    with progress_bar() as progress:
+        table = run_demo(output, progress, say)
+    out.print(table)
+
+
+def _build_all(
+    model: Path, folder: Path, recipe: BuildRecipe, show: bool
+) -> tuple[dict[str, Any], ...]:
+    """Builds one engine an architecture and returns what is known of each."""
+    built = []
+    for sm in recipe.sm:
+        engine = folder / f"{model.stem}.sm{sm}.engine"
+        with progress_bar() as progress:
+            result = api.build_engine(model, engine, replace(recipe, sm=(sm,)), progress)
+        built.append(_engine_facts(result))
+        if show:
+            out.print(_engine_line(result))
+    return tuple(built)
+
+
+def _engine_line(result: "EngineResult") -> str:
+    requested = "requested" if result.requested_sparse else "not requested"
+    return (
+        f"engine {result.path.name}: {result.bytes / 1e6:.1f} MB in {result.seconds:.1f} s; "
+        f"sparse kernels {requested}, chosen: {result.chosen}"
+    )
+
+
+def _engine_facts(result: "EngineResult") -> dict[str, Any]:
+    return {
+        "engine": result.path.name,
+        "bytes": result.bytes,
+        "seconds": result.seconds,
+        "sm": list(result.sm),
+        "version": result.version,
+        "requested": result.requested_sparse,
+        "chosen": result.chosen,
+        "model_sha256": result.model_sha256,
+    }
+
+
+def _print_tables(report: Report) -> None:
+    out.print(tables.report_table(report))
+    out.print(tables.totals(report))
+
+
+def _print_json(data: dict[str, Any]) -> None:
+    _print_text(json.dumps(data, indent=1, allow_nan=False) + "\n")
+
+
+def _print_text(text: str) -> None:
+    """Prints exactly this text."""
+    out.print(text, end="")

@@ -1,0 +1,335 @@
+"""The main job: bind, plan, rewrite, check.
+
+N: out features. K: in features.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+
+import onnx_ir as ir
+from onnx_ir.passes import PassError
+
+from patch_compile.errors import InternalError, MaskError, ModelError, RecipeError
+from patch_compile.io.atomic import stage_text, staged_folder
+from patch_compile.io.infer import infer_masks
+from patch_compile.io.load_masks import load_masks
+from patch_compile.io.onnx_model import external_files, load_model, save_model
+from patch_compile.names import chosen
+from patch_compile.passes.binding import Binding, bind, in_features, slice_digest
+from patch_compile.passes.lowering import Job, Jobs
+from patch_compile.passes.pipeline import inline, lower, node_names, value_names
+from patch_compile.passes.sites import COMPILED_ALREADY, STAMP, Refusal, Site, find_sites
+from patch_compile.recipe import CompileRecipe
+from patch_compile.report import Report
+from patch_compile.reporting import versions, weight_report
+from patch_compile.tiles.geometry import Geometry
+from patch_compile.tiles.masks import Masks
+from patch_compile.tiles.plan import Plan, WeightPlan
+from patch_compile.tiles.planner import plan_weight
+from patch_compile.tiles.weight_mask import WeightMask, concatenate
+
+__all__ = [
+    "COMPILED",
+    "Compiled",
+    "Planned",
+    "Progress",
+    "bind_masks",
+    "compile_model",
+    "plan_model",
+]
+
+Progress = Callable[[int, int, str], None]
+
+# Negative axes came with opset 11.
+_OPSET = 11
+
+# The name of what a compile writes.
+COMPILED = "compiled.onnx"
+
+_WORKERS = min(4, os.cpu_count() or 1)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A decision and what is to be said of it.
+
+    Attributes:
+        plan: the decision for every weight.
+        report: what happens to every weight, and why.
+    """
+
+    plan: Plan
+    report: Report
+
+
+@dataclass(frozen=True)
+class Compiled(Planned):
+    """A rewritten model whose pieces are made when it is saved.
+
+    Attributes:
+        model: the graph; its weights still lie in the input's files.
+        source: the .onnx file it was read from, if it was.
+    """
+
+    model: ir.Model
+    source: Path | None
+
+    def save(self, folder: str | Path, progress: Progress | None = None) -> Path:
+        """Writes compiled.onnx, its data, plan.json and report.json, all or nothing.
+
+        Args:
+            folder: made if missing; files of an earlier run are replaced at the end.
+            progress: called with (bytes done, bytes in all, file name).
+
+        Returns:
+            The path of compiled.onnx.
+
+        Raises:
+            ModelError: if the folder cannot be written, the disk is full, or the model's
+                own files would be overwritten.
+        """
+        folder = Path(folder)
+        self._refuse_own_files(folder)
+        plan, report = self._papers()
+        with staged_folder(folder) as stage:
+            save_model(self.model, stage / COMPILED, progress)
+            stage_text(stage / "plan.json", plan)
+            stage_text(stage / "report.json", report)
+        return folder / COMPILED
+
+    def _refuse_own_files(self, folder: Path) -> None:
+        """The weights still lie in the input's files: they must outlive the writing."""
+        targets = {(folder / name).resolve() for name in (COMPILED, f"{COMPILED}.data")}
+        read = external_files(self.model) | ({self.source} if self.source else set())
+        own = sorted(str(path) for path in read if path.resolve() in targets)
+        if own:
+            raise ModelError(
+                f"output folder '{folder}' | holds the input itself ('{own[0]}'), which would "
+                "be overwritten; choose another folder (-o)"
+            )
+
+    def _papers(self) -> tuple[str, str]:
+        """plan.json and report.json; a model compiled before keeps those beside it."""
+        papers = self.plan.to_json(), self.report.to_json()
+        if self.source is None or not self._compiled_before():
+            return papers
+        plan, report = (self.source.with_name(n) for n in ("plan.json", "report.json"))
+        if not (plan.is_file() and report.is_file()):
+            return papers
+        return plan.read_text("utf-8"), report.read_text("utf-8")
+
+    def _compiled_before(self) -> bool:
+        changed = any(weight.lowering != "untouched" for weight in self.report.weights)
+        return COMPILED_ALREADY in self.report.left_alone.values() and not changed
+
+
+def compile_model(
+    model: str | Path | ir.Model,
+    masks: str | Path | Masks,
+    recipe: CompileRecipe | None = None,
+    progress: Progress | None = None,
+) -> Compiled:
+    """Rewrites a model so that every masked product is cut into dense and 2:4 pieces.
+
+    Args:
+        model: path of an .onnx file, or a model in memory, which is rewritten in place.
+        masks: masks, the path of a mask file, or `infer` for the zeros of the weights.
+        recipe: see `CompileRecipe`; defaults compute the masked model exactly.
+        progress: called with (weights done, weights in all, what).
+
+    Returns:
+        The compiled model; nothing is written until it is saved.
+
+    Raises:
+        MaskError: a mask is damaged, fits no weight, or was made for another weight.
+        ModelError: the model cannot be read.
+        RecipeError: the recipe contradicts itself, or leaves no mask.
+    """
+    compiled, jobs = _planned(model, masks, recipe or CompileRecipe(), progress)
+    try:
+        lower(compiled.model, jobs)
+    except PassError as error:
+        raise InternalError(f"rewrite | failed: {error.__cause__ or error}") from error
+    return compiled
+
+
+def plan_model(
+    model: str | Path | ir.Model,
+    masks: str | Path | Masks,
+    recipe: CompileRecipe | None = None,
+    progress: Progress | None = None,
+) -> Planned:
+    """Does all of `compile_model` but the rewrite: a dry run.
+
+    Model-local functions of a model in memory are inlined; see `compile_model` for the rest.
+    """
+    compiled, _ = _planned(model, masks, recipe or CompileRecipe(), progress)
+    return Planned(compiled.plan, compiled.report)
+
+
+def bind_masks(
+    model: ir.Model, masks: str | Path | Masks, recipe: CompileRecipe
+) -> tuple[list[Binding], dict[str, str], Masks]:
+    """Finds the weights of a model that masks belong to.
+
+    Returns:
+        The bindings in graph order; the reason for each mask or weight left alone; the
+        masks that the recipe takes.
+    """
+    inline(model)
+    sites, refusals = find_sites(model)
+    known = _masks(masks, sites, recipe)
+    wanted = _wanted(list(known.weights), recipe)
+    if known.weights and not wanted:
+        raise RecipeError(
+            f"include and ignore | leave none of {len(known.weights)} masks, among them "
+            f"'{next(iter(known.weights))}'; expected one at least; mend the patterns"
+        )
+    kept = Masks({name: known.weights[name] for name in wanted}, known.made_by)
+    if str(masks) == "infer":
+        found = [s for s in sites if s.name in kept.weights]
+        bindings = [Binding(s, (kept.weights[s.name],), "name") for s in found]
+        left_alone: dict[str, str] = {}
+    else:
+        bindings, left_alone = bind(sites, refusals, kept)
+    left_out = dict.fromkeys(known.weights.keys() - set(wanted), "left out by the recipe")
+    left_alone |= dict(sorted(left_out.items()))
+    return bindings, left_alone | _unmasked(sites, refusals, bindings), kept
+
+
+def _wanted(names: list[str], recipe: CompileRecipe) -> list[str]:
+    return chosen(names, recipe.include, recipe.ignore)
+
+
+def _planned(
+    model: str | Path | ir.Model,
+    masks: str | Path | Masks,
+    recipe: CompileRecipe,
+    progress: Progress | None,
+) -> tuple[Compiled, Jobs]:
+    graph = model if isinstance(model, ir.Model) else load_model(Path(model))
+    _check_opset(graph)
+    bindings, left_alone, known = bind_masks(graph, masks, recipe)
+    stamp = _stamp(known, recipe)
+    _check_stamp(graph, stamp, left_alone)
+    checked = _digests(bindings, progress) if recipe.check_digests else {}
+    plans = [plan_weight(b.site.name, b.masks, recipe) for b in bindings]
+    work = [(b, p, concatenate(b.masks)) for b, p in zip(bindings, plans, strict=True)]
+    jobs = {b.site.name: _job(b, p, m, recipe) for b, p, m in work if _changes(p, m, recipe)}
+    report = Report(
+        tuple(
+            weight_report(
+                b,
+                p,
+                m,
+                lowered=p.weight in jobs,
+                restore=recipe.restore,
+                checked=checked,
+            )
+            for b, p, m in work
+        ),
+        left_alone,
+        asdict(recipe),
+        known.made_by,
+        versions(),
+    )
+    source = None if isinstance(model, ir.Model) else Path(model)
+    compiled = Compiled(Plan(tuple(plans)), report, graph, source)
+    aliases = {alias: job for job in jobs.values() for alias in job.aliases}
+    return compiled, Jobs(jobs | aliases, value_names(graph), node_names(graph), stamp)
+
+
+def _check_opset(model: ir.Model) -> None:
+    version = model.opset_imports.get("", _OPSET)
+    if version < _OPSET:
+        raise ModelError(
+            f"model | has opset {version}; expected {_OPSET} or more, whose Slice, Reshape "
+            "and Gather the pieces need; convert it with onnx.version_converter"
+        )
+
+
+def _stamp(masks: Masks, recipe: CompileRecipe) -> str:
+    """What a compiled model remembers: all that its weights' values depend on."""
+    prints = sorted(mask.fingerprint() for mask in masks.weights.values())
+    return sha256(f"{recipe.restore} {prints}".encode()).hexdigest()
+
+
+def _check_stamp(model: ir.Model, stamp: str, left_alone: Mapping[str, str]) -> None:
+    done = sum(reason == COMPILED_ALREADY for reason in left_alone.values())
+    if done and model.metadata_props.get(STAMP) != stamp:
+        raise MaskError(
+            f"model | was compiled before, with other masks, another choice of weights or "
+            f"another restore ({done} weights); compile the dense original"
+        )
+
+
+def _masks(masks: str | Path | Masks, sites: Sequence[Site], recipe: CompileRecipe) -> Masks:
+    if isinstance(masks, Masks):
+        masks.check()
+        return masks
+    if str(masks) != "infer":
+        return load_masks(
+            masks,
+            tile=recipe.tile,
+            in_features=in_features(sites),
+            wanted=partial(_wanted, recipe=recipe),
+        )
+    # By initializer: several products may carry one parameter name.
+    named = [(site.name, site.weight) for site in sites]
+    return infer_masks(named, Geometry.parse(recipe.tile))
+
+
+def _unmasked(
+    sites: Sequence[Site], refusals: Sequence[Refusal], bindings: Sequence[Binding]
+) -> dict[str, str]:
+    bound = {binding.site.name for binding in bindings}
+    free = {site.name: "no mask names this weight" for site in sites if site.name not in bound}
+    return free | {refusal.name: refusal.reason for refusal in refusals}
+
+
+def _digests(bindings: Sequence[Binding], progress: Progress | None) -> dict[str, str]:
+    """Compares every weight with the digest in its mask; threads hash at once."""
+    checked: dict[str, str] = {}
+    with ThreadPoolExecutor(_WORKERS) as pool:
+        for done, verdicts in enumerate(pool.map(_digest, bindings), start=1):
+            checked.update(verdicts)
+            if progress is not None:
+                progress(done, len(bindings), "checking digests")
+    return checked
+
+
+def _digest(binding: Binding) -> dict[str, str]:
+    verdicts, start = {}, 0
+    for mask in binding.masks:
+        stop = start + mask.shape[0]
+        verdicts[mask.name] = _verdict_of(binding.site, mask, start, stop)
+        start = stop
+    return verdicts
+
+
+def _verdict_of(site: Site, mask: WeightMask, start: int, stop: int) -> str:
+    if not mask.digests:
+        return "unknown"
+    key, found = slice_digest(site, start, stop)
+    if mask.digests.get(key, found) != found:
+        raise MaskError(
+            f"weight '{mask.name}' | differs from the weight its mask was made for (sha256 "
+            f"'{key}'); give the masks of this checkpoint, or pass --no-check-digests if the "
+            "change was meant"
+        )
+    return "match" if key in mask.digests else "unknown"
+
+
+def _changes(plan: WeightPlan, mask: WeightMask, recipe: CompileRecipe) -> bool:
+    """Whether the model's bytes change: an all-dense piece may keep its weight as it is."""
+    return plan.lowering != "dense" or (not recipe.restore and mask.zeros() > 0)
+
+
+def _job(binding: Binding, plan: WeightPlan, mask: WeightMask, recipe: CompileRecipe) -> Job:
+    site = binding.site
+    return Job(plan, site.weight, mask.bits, recipe.restore, site.aliases)
