@@ -1,0 +1,289 @@
+"""Errors in one line, help, configuration files."""
+
+import json
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import pytest
+
+from patch_compile.cli import verbs
+from patch_compile.cli.main import main
+from patch_compile.recipe import (
+    BuildRecipe,
+    CompileRecipe,
+    ExportRecipe,
+    LearnRecipe,
+    VerifyRecipe,
+)
+from tests.cli.conftest import Cli, Job
+from tests.support import Linear, linear_model, random_weight
+
+RECIPES: dict[str, Sequence[type[Any]]] = {
+    "": (CompileRecipe, BuildRecipe),
+    "plan": (CompileRecipe,),
+    "learn": (LearnRecipe,),
+    "export": (ExportRecipe,),
+    "verify": (VerifyRecipe,),
+    "build": (BuildRecipe,),
+    "inspect": (),
+    "demo": (),
+}
+
+Arguments = Callable[[Job], Sequence[str | Path]]
+
+
+def _main(job: Job, *more: str | Path) -> Sequence[str | Path]:
+    return (job.model, "--tiles", job.masks, "-o", job.out, *more)
+
+
+def _pickled(job: Job) -> Sequence[str | Path]:
+    path = job.folder / "mask.npz"
+    array = np.array([{"a": 1}], dtype=object)
+    np.savez(path, allow_pickle=True, **{"a.weight": array, "__meta__": array})
+    return (job.model, "--tiles", path, "-o", job.out)
+
+
+def _text(job: Job) -> Sequence[str | Path]:
+    path = job.folder / "text.onnx"
+    path.write_text("not a model", "utf-8")
+    return (path, *_main(job)[1:])
+
+
+ERRORS: dict[str, tuple[Arguments, str]] = {
+    "missing model": (lambda job: ("none.onnx", *_main(job)[1:]), "'none.onnx' | is not"),
+    "a verb that is none": (lambda job: ("frobnicate", *_main(job)[1:]), "'frobnicate' |"),
+    "text for a model": (_text, "text.onnx' | is not a readable ONNX"),
+    "masks for a model": (lambda job: (job.masks, *_main(job)[1:]), "masks.json' | is not"),
+    "missing masks": (
+        lambda job: (job.model, "--tiles", job.folder / "none.json", "-o", job.out),
+        "none.json' | is not a file",
+    ),
+    "masks not given": (lambda job: (job.model, "-o", job.out), "--tiles"),
+    "masks that are a model": (
+        lambda job: (job.model, "--tiles", job.model, "-o", job.out),
+        "end in '.onnx'; expected .json or .npz",
+    ),
+    "pickled masks": (_pickled, "mask.npz"),
+    "bad geometry": (
+        lambda job: (job.model, "--tiles", "infer", "--tile", "7x7", "-o", job.out),
+        "is 7; expected a multiple of 4",
+    ),
+    "bad pattern": (lambda job: _main(job, "--ignore", "re:["), "'re:['"),
+    "nothing left": (lambda job: _main(job, "--ignore", "a.*,b.*"), "leave none of 2 masks"),
+    "gain of 2": (lambda job: _main(job, "--min-gain", "2"), "min-gain | is 2.0"),
+    "gain no number": (lambda job: _main(job, "--min-gain", "nan"), "min-gain | is nan"),
+    "unknown option": (lambda job: _main(job, "--frobnicate"), "--frobnicate"),
+    "unknown choice": (lambda job: _main(job, "--lowering", "most"), '"most"'),
+    "a word too many": (lambda job: _main(job, "more"), "more"),
+    "falling range": (lambda job: _main(job, "--batch", "4,2,1"), "batch | is (4, 2, 1)"),
+    "short range": (lambda job: _main(job, "--batch", "4,2"), "--batch"),
+    "log level": (lambda job: _main(job, "--log-level", "loud"), '"loud"'),
+    "output under a file": (
+        lambda job: (job.model, "--tiles", job.masks, "-o", job.masks / "out"),
+        "masks.json/out' | cannot be written",
+    ),
+    "missing config": (lambda job: _main(job, "--config", "none.toml"), "'none.toml' |"),
+    "sparsity over half": (
+        lambda job: ("learn", job.folder, "--sparsity", "0.9"),
+        "sparsity | is 0.9; expected a number from 0.0 to 0.5",
+    ),
+    "window over the text": (
+        lambda job: ("verify", job.model, job.model, "--tiles", "infer", "--tokens", "100"),
+        "tokens | is 100",
+    ),
+    "no report beside": (
+        lambda job: ("verify", job.model, job.model, "--tiles", job.masks),
+        "has no readable report.json beside it",
+    ),
+    "inspecting no model": (lambda job: ("inspect", _text(job)[0]), "not a readable ONNX"),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_an_error_is_one_line_and_writes_nothing(cli: Cli, job: Job, case: str) -> None:
+    arguments, complaint = ERRORS[case]
+    given = arguments(job)
+    before = job.files()
+    ran = cli(*given)
+    assert ran.code == 1
+    assert ran.out == ""
+    assert ran.err.startswith("patch-compile: ")
+    assert ran.err.count("\n") == 1
+    assert ran.err.endswith("\n")
+    assert complaint in ran.err
+    assert "Traceback" not in ran.err
+    assert job.files() == before
+    assert not job.out.exists()
+
+
+def test_a_long_error_is_not_wrapped(cli: Cli, job: Job) -> None:
+    path = job.folder / ("long" * 60)
+    ran = cli(path, "--tiles", job.masks)
+    assert ran.err.count("\n") == 1
+    assert str(path) in ran.err
+
+
+def test_a_weight_of_another_checkpoint_is_refused_unless_told(cli: Cli, job: Job) -> None:
+    rng = np.random.default_rng(1)
+    others = [Linear(name, random_weight(rng, 16, 32)) for name in "ab"]
+    linear_model(others, job.model, external=True)
+    before = job.files()
+    ran = cli(*_main(job))
+    assert ran.code == 1
+    assert "weight 'a.weight' | differs" in ran.err
+    assert "--no-check-digests" in ran.err
+    assert ran.err.count("\n") == 1
+    assert job.files() == before
+    assert cli(*_main(job, "--no-check-digests")).code == 0
+    assert (job.out / "compiled.onnx").exists()
+
+
+def test_a_failed_run_leaves_the_last_result_alone(cli: Cli, job: Job) -> None:
+    assert cli(*_main(job)).code == 0
+    before = job.files()
+    assert cli(*_main(job, "--ignore", "re:[")).code == 1
+    assert job.files() == before
+
+
+def test_a_bug_shows_its_traceback(
+    cli: Cli, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> NoReturn:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(verbs, "compile_model", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        cli(*_main(job))
+
+
+def test_a_stop_by_the_user_says_so(
+    cli: Cli, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(verbs, "compile_model", stopped)
+    ran = cli(*_main(job))
+    assert (ran.code, ran.out) == (130, "")
+    assert ran.err.startswith("patch-compile: stopped")
+
+
+def test_main_exits_with_the_code(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["inspect", "none.onnx"])
+    assert caught.value.code == 1
+    assert capsys.readouterr().err.startswith("patch-compile: model 'none.onnx' |")
+
+
+def test_no_arguments_print_the_help(cli: Cli) -> None:
+    bare, asked = cli(), cli("--help")
+    assert bare == asked
+    assert (bare.code, bare.err) == (0, "")
+    assert bare.out.startswith("Usage: patch-compile")
+    for verb in RECIPES:
+        assert re.search(rf"^│ {verb}\b", bare.out, re.MULTILINE)
+
+
+def test_version_is_printed(cli: Cli) -> None:
+    ran = cli("--version")
+    assert ran.code == 0
+    assert re.fullmatch(r"\d+\.\d+\.\d+\S*\n", ran.out)
+
+
+@pytest.mark.parametrize("verb", RECIPES)
+def test_help_names_every_field_of_the_recipe(cli: Cli, verb: str) -> None:
+    ran = cli(*filter(None, [verb]), "--help")
+    assert (ran.code, ran.err) == (0, "")
+    options = set(re.findall(r"--[a-z-]+", ran.out))
+    for recipe in RECIPES[verb]:
+        for field in fields(recipe):
+            assert f"--{field.name.replace('_', '-')}" in options
+    assert {"--config", "--save-config", "--log-level"} <= options
+
+
+def _config(job: Job, ending: str) -> str:
+    """Options of the main job, and of `build` and `inspect`, in one of the formats."""
+    masks, out = str(job.masks), str(job.out)
+    if ending == "json":
+        top = {"tiles": masks, "output": out, "min-gain": 0.4, "json": True}
+        return json.dumps({**top, "inspect": {"tile": "band:4", "json": True}})
+    if ending == "toml":
+        return (
+            f"tiles = '{masks}'\noutput = '{out}'\nmin_gain = 0.4\njson = true\n"
+            "[inspect]\ntile = 'band:4'\njson = true\n"
+        )
+    return (
+        f"tiles: '{masks}'\noutput: '{out}'\nmin-gain: 0.4\njson: true\n"
+        "inspect:\n  tile: band:4\n  json: true\n"
+    )
+
+
+@pytest.mark.parametrize("ending", ["toml", "yaml", "json"])
+def test_a_config_file_gives_the_options(cli: Cli, job: Job, ending: str) -> None:
+    config = job.folder / f"config.{ending}"
+    config.write_text(_config(job, ending), "utf-8")
+    ran = cli(job.model, "--config", config)
+    assert ran.code == 0
+    assert json.loads(ran.out)["recipe"]["min_gain"] == 0.4
+    assert (job.out / "compiled.onnx").exists()
+    inspected = json.loads(cli("inspect", job.model, "--config", config).out)
+    assert len(inspected["weights"][0]["tile_map"]) == 4
+
+
+def test_the_command_line_wins_over_the_config_file(cli: Cli, job: Job) -> None:
+    config = job.folder / "config.toml"
+    config.write_text(_config(job, "toml"), "utf-8")
+    ran = cli(job.model, "--config", config, "--min-gain", "0.1", "--dry-run")
+    assert json.loads(ran.out)["recipe"]["min_gain"] == 0.1
+
+
+def test_a_config_file_is_forgotten_after_its_run(cli: Cli, job: Job) -> None:
+    config = job.folder / "config.toml"
+    config.write_text(_config(job, "toml"), "utf-8")
+    cli(job.model, "--config", config)
+    assert cli(job.model).code == 1
+
+
+def test_an_unknown_key_of_a_config_file_is_refused(cli: Cli, job: Job) -> None:
+    config = job.folder / "config.toml"
+    config.write_text("min_gian = 0.1", "utf-8")
+    ran = cli(*_main(job, "--config", config))
+    assert ran.code == 1
+    assert "min_gian" in ran.err
+    assert "config.toml" in ran.err
+    assert not job.out.exists()
+
+
+def test_a_saved_config_runs_the_same(cli: Cli, job: Job) -> None:
+    saved = job.folder / "saved" / "config.json"
+    options = ["--ignore", "b*,re:x{1,2}", "--min-gain", "0.2", "--sm", "80,90", "--json"]
+    first = cli(*_main(job, *options, "--save-config", saved))
+    before = {path: path.read_bytes() for path in job.out.iterdir()}
+    # By name: a second run replaces the files.
+    for path in before:
+        os.unlink(path)
+    second = cli(job.model, "--config", saved)
+    assert (second.code, second.out) == (0, first.out)
+    assert {path: path.read_bytes() for path in job.out.iterdir()} == before
+    assert json.loads(second.out)["recipe"]["ignore"] == ["b*", "re:x{1,2}"]
+    assert json.loads(saved.read_text("utf-8"))["sm"] == [80, 90]
+
+
+def test_a_saved_config_of_a_verb_lies_in_its_table(cli: Cli, job: Job) -> None:
+    saved = job.folder / "config.json"
+    first = cli("inspect", job.model, "--tile", "band:4", "--json", "--save-config", saved)
+    assert json.loads(saved.read_text("utf-8")) == {
+        "inspect": {"tile": "band:4", "maps": False, "json": True}
+    }
+    assert cli("inspect", job.model, "--config", saved) == first
+
+
+def test_the_config_of_a_failed_run_is_not_saved(cli: Cli, job: Job) -> None:
+    saved = job.folder / "config.json"
+    assert cli("none.onnx", "--tiles", job.masks, "--save-config", saved).code == 1
+    assert not saved.exists()

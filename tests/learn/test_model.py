@@ -1,0 +1,215 @@
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from patch_compile.errors import ModelError, PatchCompileError, RecipeError
+from patch_compile.learn.model import LoadedModel, load_model, save_checkpoint
+from tests.learn.tiny import VOCABULARY, random_ids, tiny_model
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    save_checkpoint(tiny_model(layers=1), tmp_path / "tiny")
+    return tmp_path / "tiny"
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "opt"])
+def test_saved_checkpoint_loads_as_the_same_model(kind: str, tmp_path: Path) -> None:
+    saved = tiny_model(kind, layers=1)
+    save_checkpoint(saved, tmp_path / "folder")
+    loaded = load_model(str(tmp_path / "folder"))
+    ids = random_ids((2, 8))
+    assert loaded.name == "folder"
+    assert torch.equal(loaded.module(ids).logits, saved.module(ids).logits)
+    text = "w3 w5 w127"
+    assert loaded.tokenizer(text)["input_ids"] == saved.tokenizer(text)["input_ids"]
+
+
+def test_checkpoint_tells_old_and_new_readers_the_rope_base(checkpoint: Path) -> None:
+    config = json.loads((checkpoint / "config.json").read_text("utf-8"))
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 10000.0
+
+
+def test_failed_checkpoint_leaves_the_folder_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model(layers=1)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(model.tokenizer, "save_pretrained", full)
+    with pytest.raises(ModelError, match="No space left"):
+        save_checkpoint(model, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"), [("fp32", "float32"), ("fp16", "float16"), ("bf16", "bfloat16")]
+)
+def test_weights_come_in_the_type_asked_for(
+    checkpoint: Path, dtype: str, expected: str
+) -> None:
+    loaded = load_model(str(checkpoint), dtype)
+    assert loaded.dtype == expected
+    assert {str(p.dtype) for p in loaded.module.parameters()} == {f"torch.{expected}"}
+
+
+def test_model_is_in_evaluation_mode() -> None:
+    model = tiny_model("gpt2", layers=1)
+    model.module.train()
+    LoadedModel(model.module, model.tokenizer, "again")
+    ids = random_ids((1, 8))
+    assert torch.equal(model.module(ids).logits, model.module(ids).logits)
+
+
+def test_unknown_element_type_is_refused(checkpoint: Path) -> None:
+    with pytest.raises(RecipeError, match="'int8'"):
+        load_model(str(checkpoint), "int8")
+
+
+def _config(text: str) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        (folder / "config.json").write_text(text, "utf-8")
+
+    return edit
+
+
+def _edit_weights(change: Callable[[dict[str, Any], str], None]) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        path = folder / "model.safetensors"
+        weights = load_file(path)
+        change(weights, "model.layers.0.mlp.up_proj.weight")
+        save_file(weights, path, {"format": "pt"})
+
+    return edit
+
+
+def _narrow(weights: dict[str, Any], name: str) -> None:
+    weights[name] = weights[name][:8].clone()
+
+
+def _garbage(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"\xff" * 64)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_config("{"), "not a valid JSON"),
+        (_config("{}"), "model_type"),
+        (_config('{"model_type": "no-such"}'), "does not recognize this architecture"),
+        (_config('{"model_type": "vit"}'), "is a 'vit', which is no causal language model"),
+        (_garbage, "deserializing"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "no file named"),
+        (_edit_weights(lambda weights, name: weights.pop(name)), r"lacks 1 weights \['model"),
+        (_edit_weights(_narrow), r"1 have another shape than config.json says \['model"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer"),
+    ],
+)
+def test_damaged_folder_is_one_line_that_names_it(
+    checkpoint: Path, damage: Callable[[Path], None], message: str
+) -> None:
+    damage(checkpoint)
+    with pytest.raises(ModelError, match=message) as caught:
+        load_model(str(checkpoint))
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith(f"model '{checkpoint}' | ")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("/no/such/folder", "does not exist"),
+        ("no-such.gguf", "does not exist"),
+        ("owner/name/more", "does not exist"),
+        ("owner/no-such-model", "is not on this disk and cannot be fetched"),
+    ],
+)
+def test_missing_model_is_one_line(source: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message) as caught:
+        load_model(source)
+    assert "\n" not in str(caught.value)
+
+
+def test_file_of_another_kind_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "weights.bin").write_bytes(b"")
+    with pytest.raises(ModelError, match=r"does not end in \.gguf"):
+        load_model(str(tmp_path / "weights.bin"))
+
+
+def test_damaged_gguf_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "bad.gguf").write_bytes(b"not a model")
+    with pytest.raises(PatchCompileError, match="GGUF") as caught:
+        load_model(str(tmp_path / "bad.gguf"))
+    assert "\n" not in str(caught.value)
+
+
+def _write_gguf(path: Path, rng: np.random.Generator) -> dict[str, Any]:
+    """Writes a llama of one layer; returns its tensors by their GGUF names."""
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(1)
+    writer.add_context_length(64)
+    writer.add_embedding_length(64)
+    writer.add_feed_forward_length(172)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(5000.0)
+    writer.add_vocab_size(VOCABULARY)
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list([f"w{i}" for i in range(VOCABULARY)])
+    writer.add_token_scores([0.0] * VOCABULARY)
+    writer.add_token_types([1] * VOCABULARY)
+    writer.add_token_merges([])
+    shapes = {
+        "token_embd": (VOCABULARY, 64),
+        "blk.0.attn_norm": (64,),
+        "blk.0.attn_q": (64, 64),
+        "blk.0.attn_k": (32, 64),
+        "blk.0.attn_v": (32, 64),
+        "blk.0.attn_output": (64, 64),
+        "blk.0.ffn_norm": (64,),
+        "blk.0.ffn_gate": (172, 64),
+        "blk.0.ffn_up": (172, 64),
+        "blk.0.ffn_down": (64, 172),
+        "output_norm": (64,),
+    }
+    tensors = {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+    for name, tensor in tensors.items():
+        writer.add_tensor(f"{name}.weight", tensor)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return tensors
+
+
+def test_gguf_loads_and_saves_as_a_folder(tmp_path: Path, rng: np.random.Generator) -> None:
+    tensors = _write_gguf(tmp_path / "tiny.gguf", rng)
+    loaded = load_model(str(tmp_path / "tiny.gguf"))
+    up: Any = loaded.module.get_parameter("model.layers.0.mlp.up_proj.weight")
+    assert loaded.name == "tiny.gguf"
+    assert np.array_equal(up.detach().numpy(), tensors["blk.0.ffn_up"])
+    save_checkpoint(loaded, tmp_path / "folder")
+    config = json.loads((tmp_path / "folder" / "config.json").read_text("utf-8"))
+    assert "quantization_config" not in config
+    assert config["rope_theta"] == 5000.0
+    again = load_model(str(tmp_path / "folder"))
+    ids = random_ids((1, 8))
+    assert torch.equal(again.module(ids).logits, loaded.module(ids).logits)
+
+
+def test_loading_says_nothing(checkpoint: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    load_model(str(checkpoint))
+    shutil.rmtree(checkpoint)
+    out, err = capfd.readouterr()
+    assert (out, err) == ("", "")

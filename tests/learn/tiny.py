@@ -1,0 +1,83 @@
+"""Tiny random causal language models and a tokenizer for them."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from patch_compile.learn.model import LoadedModel
+
+VOCABULARY = 128
+
+_SHAPE: dict[str, Any] = {"vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 0}
+_LLAMA: dict[str, Any] = {
+    **_SHAPE,
+    "hidden_size": 64,
+    # As in stories260K: 172 = 4 x 43, so that every tile size leaves a rest.
+    "intermediate_size": 172,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "tie_word_embeddings": True,
+}
+
+
+def tiny_config(kind: str, layers: int = 2) -> Any:
+    if kind == "llama":
+        return transformers.LlamaConfig(**_LLAMA, num_hidden_layers=layers)
+    if kind == "qwen2":
+        return transformers.Qwen2Config(**_LLAMA, num_hidden_layers=layers)
+    if kind == "gemma":
+        return transformers.GemmaConfig(**_LLAMA, head_dim=16, num_hidden_layers=layers)
+    if kind == "gpt2":
+        return transformers.GPT2Config(
+            **_SHAPE, n_embd=64, n_layer=layers, n_head=4, n_positions=64
+        )
+    assert kind == "opt"
+    return transformers.OPTConfig(
+        **_SHAPE,
+        hidden_size=64,
+        word_embed_proj_dim=64,
+        ffn_dim=172,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+    )
+
+
+def tiny_model(kind: str = "llama", layers: int = 2, dtype: str = "float32") -> LoadedModel:
+    """A model whose weights are random, biases too, so that none can be mistaken."""
+    torch.manual_seed(0)
+    config = tiny_config(kind, layers)
+    factory: Any = transformers.AutoModelForCausalLM
+    module = factory.from_config(config)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(0.0, 0.1)
+    return LoadedModel(module.to(getattr(torch, dtype)), tiny_tokenizer(), f"tiny-{kind}")
+
+
+def tiny_tokenizer() -> Any:
+    """One token a word: `w0` is 0, `w1` is 1, and so on; it puts `w0` before every text."""
+    words = {f"w{i}": i for i in range(VOCABULARY)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    factory: Any = transformers.PreTrainedTokenizerFast
+    fast = factory(tokenizer_object=tokenizer, unk_token="w0", bos_token="w0")
+    fast.add_bos_token = True
+    return fast
+
+
+def random_ids(shape: tuple[int, ...], seed: int = 0) -> Any:
+    return torch.from_numpy(np.random.default_rng(seed).integers(0, VOCABULARY, shape))
+
+
+def write_text(path: Path, tokens: int, seed: int = 0) -> Path:
+    """Writes `tokens` random words."""
+    words = random_ids((tokens,), seed).tolist()
+    path.write_text(" ".join(f"w{i}" for i in words), "utf-8")
+    return path
