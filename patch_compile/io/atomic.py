@@ -18,7 +18,8 @@ def staged_folder(target: Path) -> Iterator[Path]:
 
     Files that others refer to move first: data, then `.onnx`, then reports. Old `.onnx` and
     `.json` files of the same names go before anything is replaced, so that a crash in between
-    leaves no model rather than a graph over the wrong weights, and no report of another.
+    leaves no model rather than a graph over the wrong weights, and no report of another. A
+    file that moves alone is replaced in one step.
     """
     stage = _stage(target)
     try:
@@ -41,7 +42,7 @@ def _stage(target: Path) -> Path:
 def _move(files: Sequence[Path], target: Path) -> None:
     try:
         for file in files:
-            if file.suffix in (".onnx", ".json"):
+            if len(files) > 1 and file.suffix in (".onnx", ".json"):
                 (target / file.name).unlink(missing_ok=True)
         for file in files:
             os.replace(file, target / file.name)

@@ -79,6 +79,8 @@ def _arrays(masks: Masks) -> dict[str, NDArray[Any]]:
         arrays[f"{name}.keep"] = np.ascontiguousarray(mask.bits())
         if mask.scores is not None:
             arrays[f"{name}.scores"] = np.ascontiguousarray(mask.scores, np.float32)
+        if mask.ties is not None:
+            arrays[f"{name}.ties"] = np.ascontiguousarray(mask.ties, np.int32)
     return arrays
 
 
@@ -201,14 +203,32 @@ def _mask(arrays: SafetensorsFile, entry: Mapping[str, Any]) -> WeightMask:
             f"expected {(n, k)} and multiples of 4 along K; make the masks again"
         )
     dense = arrays.lazy(f"{name}.dense", np.uint8, grid.tiles)
-    scores = f"{name}.scores"
-    scored = arrays.lazy(scores, np.float32, grid.tiles) if scores in arrays.names else None
     return WeightMask(
         name=name,
         grid=grid,
         dense=dense().astype(np.bool_),
         bits=keep,
-        scores=None if scored is None else scored(),
+        scores=_optional(arrays, f"{name}.scores", np.float32, grid.tiles),
         digests=entry.get("sha256", {}),
         geometry=entry["geometry"],
+        ties=_ties(arrays, name, grid.tiles),
     )
+
+
+def _ties(
+    arrays: SafetensorsFile, name: str, tiles: tuple[int, int]
+) -> NDArray[np.int32] | None:
+    ties = _optional(arrays, f"{name}.ties", np.int32, tiles)
+    # A cut counts them: a vast number would need a vast count.
+    if ties is not None and (ties.min() < 0 or ties.max() >= 2**28):
+        raise MaskError(
+            f"weight '{name}' | has ties from {ties.min()} to {ties.max()}; expected 0 to "
+            f"{2**28 - 1}; make the masks again"
+        )
+    return ties
+
+
+def _optional(
+    arrays: SafetensorsFile, key: str, kind: Any, shape: tuple[int, int]
+) -> NDArray[Any] | None:
+    return arrays.lazy(key, kind, shape)() if key in arrays.names else None

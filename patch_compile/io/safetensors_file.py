@@ -19,7 +19,7 @@ from patch_compile.errors import MaskError
 
 __all__ = ["SafetensorsFile"]
 
-_DTYPES = {"U8": np.dtype(np.uint8), "F32": np.dtype("<f4")}
+_DTYPES = {"U8": np.dtype(np.uint8), "F32": np.dtype("<f4"), "I32": np.dtype("<i4")}
 
 
 @dataclass(frozen=True)

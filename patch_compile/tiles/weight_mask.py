@@ -34,6 +34,8 @@ class WeightMask:
         digests: sha256 of the original weight by element type and layout: `float16` of its
             row-major (N, K) bytes, `float16.T` of its (K, N) bytes; empty when unknown.
         geometry: the name of the geometry the grid came from, for people.
+        ties: int32 (R, C) or None: tiles of one number, in whatever weight of the model, are
+            dense or 2:4 together.
     """
 
     name: str
@@ -43,6 +45,7 @@ class WeightMask:
     scores: NDArray[np.float32] | None = field(default=None, repr=False)
     digests: Mapping[str, str] = field(default_factory=dict, repr=False)
     geometry: str = "?"
+    ties: NDArray[np.int32] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if any(edge % 4 for edge in self.grid.columns[:-1]):
@@ -53,6 +56,8 @@ class WeightMask:
         self._check_shape("tile map", self.dense)
         if self.scores is not None:
             self._check_shape("scores", self.scores)
+        if self.ties is not None:
+            self._check_shape("ties", self.ties)
 
     def _check_shape(self, what: str, array: NDArray[Any]) -> None:
         if array.shape != self.grid.tiles:
@@ -144,10 +149,11 @@ def from_keep(
     scores: NDArray[np.float32] | None = None,
     digests: Mapping[str, str] | None = None,
     geometry: str = "?",
+    ties: NDArray[np.int32] | None = None,
 ) -> WeightMask:
     """Builds a mask that holds its keep mask, bool (N, K), packed in memory."""
     packed = pack_keep(keep)
-    return WeightMask(name, grid, dense, lambda: packed, scores, digests or {}, geometry)
+    return WeightMask(name, grid, dense, lambda: packed, scores, digests or {}, geometry, ties)
 
 
 def concatenate(masks: Sequence[WeightMask]) -> WeightMask:

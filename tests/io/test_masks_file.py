@@ -77,6 +77,22 @@ def test_uneven_edges_read_back_as_they_were_saved_masks(tmp_path: Path) -> None
     same_mask(read_masks_json(tmp_path / "masks.json").weights["fused"], mask)
 
 
+def test_ties_read_back_as_they_were_saved(tmp_path: Path) -> None:
+    grid = Geometry(8, None).grid((20, 32))
+    dense, keep = np.zeros((3, 1), np.bool_), np.zeros((20, 32), np.bool_)
+    ties = np.array([[7], [0], [2**28 - 1]], np.int32)
+    tied = from_keep("tied", grid, dense, keep, geometry="mlp:8", ties=ties)
+    free = from_keep("free", grid, dense, keep)
+    save_masks(masks_of(tied, free), tmp_path / "masks.json")
+    loaded = read_masks_json(tmp_path / "masks.json").weights
+    same_mask(loaded["tied"], tied)
+    found = loaded["tied"].ties
+    assert found is not None
+    assert found.dtype == np.int32
+    np.testing.assert_array_equal(found, ties)
+    assert loaded["free"].ties is None
+
+
 def test_no_masks_at_all_read_back(tmp_path: Path) -> None:
     save_masks(Masks({}), tmp_path / "masks.json")
     assert read_masks_json(tmp_path / "masks.json").weights == {}

@@ -168,6 +168,22 @@ ARRAY_DAMAGE: list[tuple[Callable[[dict[str, Any]], object], str]] = [
         lambda a: a.update({"a.weight.scores": np.zeros((2, 4), np.float64)}),
         "'a.weight.scores' is F64 (2, 4); expected float32 (2, 4)",
     ),
+    (
+        lambda a: a.update({"a.weight.ties": np.zeros((4, 2), np.int32)}),
+        "'a.weight.ties' is I32 (4, 2); expected int32 (2, 4)",
+    ),
+    (
+        lambda a: a.update({"a.weight.ties": np.zeros((2, 4), np.int64)}),
+        "'a.weight.ties' is I64 (2, 4); expected int32 (2, 4)",
+    ),
+    (
+        lambda a: a.update({"a.weight.ties": np.arange(-1, 7, dtype=np.int32).reshape(2, 4)}),
+        "weight 'a.weight' | has ties from -1 to 6; expected 0 to 268435455; make the masks",
+    ),
+    (
+        lambda a: a.update({"b.weight.ties": np.array([[0, 1, 2**28]], np.int32)}),
+        "weight 'b.weight' | has ties from 0 to 268435456; expected 0 to 268435455; make",
+    ),
 ]
 
 

@@ -105,6 +105,75 @@ def test_a_tile_without_zeros_to_gain_stays_dense() -> None:
     assert chosen[0].tolist() == [[False, True]]
 
 
+@st.composite
+def grouped(draw: st.DrawFn) -> tuple[Arrays, Arrays, Arrays]:
+    """Models whose tiles have numbers at random, shared within weights and between them."""
+    scores, zeros = draw(models())
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    most = draw(st.sampled_from([1, 3, 100]))
+    return scores, zeros, [rng.integers(0, most, z.shape).astype(np.int32) for z in zeros]
+
+
+def joined(values: Arrays, groups: Arrays) -> dict[int, float]:
+    """Sums by group, one tile after the other."""
+    sums: dict[int, float] = {}
+    for value, group in zip(values, groups, strict=True):
+        for v, g in zip(value.ravel().tolist(), group.ravel().tolist(), strict=True):
+            sums[g] = sums.get(g, 0) + v
+    return sums
+
+
+@given(grouped(), shares)
+def test_groups_go_as_tiles_of_their_summed_scores_and_zeros_do(
+    model: tuple[Arrays, Arrays, Arrays], share: float
+) -> None:
+    scores, zeros, groups = model
+    target = int(share * sum(int(z.sum()) for z in zeros))
+    chosen = choose_sparse_tiles(scores, zeros, target, groups)
+    cost, gain = joined(scores, groups), joined(zeros, groups)
+    numbers = sorted(cost)
+    one = np.array([[cost[number] for number in numbers]])
+    alone = choose_sparse_tiles([one], [np.array([[gain[n] for n in numbers]])], target)
+    expected = dict(zip(numbers, alone[0][0].tolist(), strict=True))
+    for taken, group in zip(chosen, groups, strict=True):
+        assert taken.tolist() == [[expected[g] for g in row] for row in group.tolist()]
+
+
+@given(grouped(), shares)
+def test_zeros_end_within_half_a_group_of_the_target(
+    model: tuple[Arrays, Arrays, Arrays], share: float
+) -> None:
+    scores, zeros, groups = model
+    target = int(share * sum(int(z.sum()) for z in zeros))
+    missed = abs(gained(choose_sparse_tiles(scores, zeros, target, groups), zeros) - target)
+    assert 2 * missed <= max(joined(zeros, groups).values())
+
+
+@given(models(), shares)
+def test_groups_of_one_tile_are_no_groups(model: tuple[Arrays, Arrays], share: float) -> None:
+    scores, zeros = model
+    target = int(share * sum(int(z.sum()) for z in zeros))
+    starts = [0, *accumulate(z.size for z in zeros)]
+    groups = [
+        np.arange(start, start + z.size).reshape(z.shape)
+        for start, z in zip(starts, zeros, strict=False)
+    ]
+    alone = choose_sparse_tiles(scores, zeros, target)
+    for one, other in zip(
+        alone, choose_sparse_tiles(scores, zeros, target, groups), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_group_is_charged_per_zero_of_all_its_tiles() -> None:
+    """Cheap as its first tile alone would be, its second makes it dear."""
+    scores = [np.array([[1.0, 4.0]]), np.array([[9.0]])]
+    zeros = [np.array([[8, 8]]), np.array([[8]])]
+    groups = [np.array([[0, 1]]), np.array([[0]])]
+    chosen = choose_sparse_tiles(scores, zeros, 8, groups)
+    assert [taken.tolist() for taken in chosen] == [[[False, True]], [[False]]]
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_scores_that_are_no_numbers_are_refused(bad: float) -> None:
     with pytest.raises(RecipeError) as caught:

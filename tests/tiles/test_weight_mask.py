@@ -87,14 +87,15 @@ def test_bits_past_the_last_column_are_refused() -> None:
     )
 
 
-@pytest.mark.parametrize("what", ["tile map", "scores"])
-def test_tile_map_or_scores_of_another_shape_are_refused(what: str) -> None:
+@pytest.mark.parametrize("what", ["tile map", "scores", "ties"])
+def test_tile_map_scores_or_ties_of_another_shape_are_refused(what: str) -> None:
     grid = TileGrid((0, 4, 8), (0, 16))
     good, bad = np.zeros((2, 1), np.bool_), np.zeros((1, 2), np.bool_)
     dense = bad if what == "tile map" else good
     scores = bad.astype(np.float32) if what == "scores" else None
+    ties = bad.astype(np.int32) if what == "ties" else None
     with pytest.raises(MaskError) as caught:
-        WeightMask("w", grid, dense, lambda: np.zeros((8, 2), np.uint8), scores)
+        WeightMask("w", grid, dense, lambda: np.zeros((8, 2), np.uint8), scores, ties=ties)
     assert said(caught).startswith(f"weight 'w' | {what} has shape (1, 2); expected (2, 1)")
 
 
@@ -107,6 +108,16 @@ def test_zeros_and_sparse_share_agree_with_the_keep_mask(
     expected = float((~mask.grid.expand(mask.dense)).mean())
     # Two divisions of integers below 2^53 by the same area, one of them in a mean.
     assert mask.sparse_share == pytest.approx(expected, abs=1e-12)
+
+
+def test_mask_from_keep_holds_its_ties() -> None:
+    grid = TileGrid((0, 4, 8), (0, 16))
+    ties = np.array([[5], [6]], np.int32)
+    mask = from_keep(
+        "w", grid, np.ones((2, 1), np.bool_), np.ones((8, 16), np.bool_), ties=ties
+    )
+    assert mask.ties is ties
+    assert from_keep("w", grid, mask.dense, mask.keep()).ties is None
 
 
 def stacked(masks: Sequence[WeightMask]) -> np.ndarray:
