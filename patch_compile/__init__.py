@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from patch_compile.api import build_engine as build_engine
     from patch_compile.api import export_onnx as export_onnx
+    from patch_compile.api import learn_candidates as learn_candidates
     from patch_compile.api import learn_masks as learn_masks
     from patch_compile.api import learn_masks_for as learn_masks_for
-    from patch_compile.api import verify as verify
     from patch_compile.compiler import Compiled as Compiled
     from patch_compile.compiler import Planned as Planned
     from patch_compile.compiler import compile_model as compile_model
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from patch_compile.recipe import LearnRecipe as LearnRecipe
     from patch_compile.recipe import VerifyRecipe as VerifyRecipe
     from patch_compile.tiles.masks import Masks as Masks
+    from patch_compile.verification import verify as verify
 
 _HOMES = {
     "BuildRecipe": "recipe",
@@ -43,12 +44,13 @@ _HOMES = {
     "compile_model": "compiler",
     "export_onnx": "api",
     "inspect_model": "inspection",
+    "learn_candidates": "api",
     "learn_masks": "api",
     "learn_masks_for": "api",
     "load_masks": "io.load_masks",
     "plan_model": "compiler",
     "save_masks": "io.masks_file",
-    "verify": "api",
+    "verify": "verification",
 }
 
 __all__ = list(_HOMES)

@@ -4,56 +4,54 @@ Optional packages load when a function needs them; see `_require`.
 """
 
 import json
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from numpy.typing import NDArray
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 from patch_compile._require import require
 from patch_compile.compiler import COMPILED
-from patch_compile.expected import masked_tensors, read_beside
+from patch_compile.expected import read_beside
 from patch_compile.io.atomic import write_text
 from patch_compile.recipe import (
     BuildRecipe,
     ExportRecipe,
     LearnRecipe,
-    VerifyRecipe,
 )
 from patch_compile.tiles.masks import Masks
 
 if TYPE_CHECKING:
-    from patch_compile.runtimes.comparison import Comparison
+    from patch_compile.learn.candidates import Candidates
     from patch_compile.runtimes.engines import EngineResult
-    from patch_compile.runtimes.onnxruntime import Session
 
 __all__ = [
-    "Verification",
     "build_engine",
     "export_onnx",
+    "learn_candidates",
     "learn_masks",
     "learn_masks_for",
-    "verify",
 ]
 
 Progress = Callable[[int, int, str], None]
 
 
+Data = str | Path | Sequence[str | Path] | None
+
+
 def learn_masks(
     model: str,
-    data: str | Path | None = None,
+    data: Data = None,
     recipe: LearnRecipe | None = None,
     progress: Progress | None = None,
 ) -> Masks:
-    """Makes masks for a PyTorch causal language model.
+    """Makes masks for a PyTorch causal language model, of the recipe's first sparsity.
 
     Args:
         model: a Hugging Face directory, a hub id, or a GGUF file.
-        data: UTF-8 text, or .jsonl with a `text` field; `magnitude` with `error` needs none.
+        data: one or several of UTF-8 text, .jsonl with a `text` field, or the id of a Hugging
+            Face dataset; `magnitude` with `error` needs none.
         recipe: see `LearnRecipe`.
         progress: called with (steps done, steps in all, what).
 
@@ -65,20 +63,76 @@ def learn_masks(
         RecipeError: the recipe contradicts itself, or the text is too short.
         RuntimeUnavailable: torch or transformers is missing.
     """
-    return learn_masks_for(model, data, [recipe or LearnRecipe()], progress)[0]
+    recipe = recipe or LearnRecipe()
+    return learn_candidates(model, data, recipe, progress=progress).cut(recipe.sparsity[0])
+
+
+def learn_candidates(
+    model: str,
+    data: Data = None,
+    recipe: LearnRecipe | None = None,
+    *,
+    run: str | Path | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> "Candidates":
+    """Learns once; `.cut(sparsity)` of the result gives masks of any sparsity.
+
+    Args:
+        model: a Hugging Face directory, a hub id, or a GGUF file.
+        data: see `learn_masks`.
+        recipe: see `LearnRecipe`.
+        run: folder of checkpoints and log.csv, for a method that learns; None keeps none.
+        resume: go on from the checkpoint in `run`, if there is one.
+        progress: called with (steps done, steps in all, what).
+
+    Raises:
+        ModelError: the model cannot be loaded, has nothing to prune, or its loss is NaN.
+        RecipeError: the recipe contradicts itself, the text is too short, or `run` is of
+            another model, text or recipe.
+        RuntimeUnavailable: torch or transformers is missing.
+    """
+    require("torch", "learn")
+    recipe = recipe or LearnRecipe()
+    loaded = require("patch_compile.learn.model", "learn").load_model(model)
+    if not recipe.learns:
+        oneshot = require("patch_compile.learn.oneshot", "learn")
+        ranked: Candidates = oneshot.rank_tiles(loaded, _sources(data), [recipe], progress)[0]
+        return ranked
+    learned = require("patch_compile.learn.training.learned", "learn")
+    with _folder(run) as folder:
+        found: Candidates = learned.learn_gates(
+            loaded, _sources(data), recipe, folder, resume=resume, progress=progress
+        )
+    return found
+
+
+def _sources(data: Data) -> list[str | Path]:
+    if data is None:
+        return []
+    return [data] if isinstance(data, str | Path) else list(data)
+
+
+@contextmanager
+def _folder(run: str | Path | None) -> Iterator[Path]:
+    if run is not None:
+        yield Path(run)
+        return
+    with TemporaryDirectory() as folder:
+        yield Path(folder)
 
 
 def learn_masks_for(
     model: str,
-    data: str | Path | None,
+    data: Data,
     recipes: Sequence[LearnRecipe],
     progress: Progress | None = None,
 ) -> list[Masks]:
-    """Makes several sets of masks from one calibration; see `learn_masks`.
+    """Makes several sets of one-shot masks from one calibration; see `learn_masks`.
 
     Args:
         model: a Hugging Face directory, a hub id, or a GGUF file.
-        data: UTF-8 text, or .jsonl with a `text` field.
+        data: see `learn_masks`.
         recipes: they may differ in `tile` and `sparsity`.
         progress: called with (steps done, steps in all, what).
 
@@ -88,10 +142,12 @@ def learn_masks_for(
     require("torch", "learn")
     loader = require("patch_compile.learn.model", "learn")
     oneshot = require("patch_compile.learn.oneshot", "learn")
-    text = None if data is None else Path(data)
     loaded = loader.load_model(model)
-    learned: list[Masks] = oneshot.learn_masks_for(loaded, text, recipes, progress)
-    return learned
+    ranked: list[Candidates] = oneshot.rank_tiles(loaded, _sources(data), recipes, progress)
+    return [
+        candidates.cut(recipe.sparsity[0])
+        for candidates, recipe in zip(ranked, recipes, strict=True)
+    ]
 
 
 def export_onnx(
@@ -174,132 +230,3 @@ def _with_engine(result: "EngineResult", text: str) -> str:
     }
     report["engines"] = sorted([*others, entry], key=lambda engine: str(engine["engine"]))
     return json.dumps(report, indent=1) + "\n"
-
-
-@dataclass(frozen=True)
-class Verification:
-    """What `verify` found.
-
-    Attributes:
-        comparison: compiled against masked, output by output.
-        perplexity: of `dense`, `masked` and `compiled` on the text, where one was given.
-        tokens: predictions that the perplexities are the mean of.
-        unapplied: masks that neither model applies, each with the reason.
-    """
-
-    comparison: "Comparison"
-    perplexity: dict[str, float]
-    tokens: int
-    unapplied: dict[str, str]
-
-    @property
-    def passed(self) -> bool:
-        """Every output is within tolerance."""
-        return self.comparison.passed
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns what `json.dumps(..., allow_nan=False)` takes: NaN and inf as strings."""
-        scores = {
-            name: score if math.isfinite(score) else str(score)
-            for name, score in self.perplexity.items()
-        }
-        return {
-            **self.comparison.to_json(),
-            "perplexity": scores,
-            "tokens": self.tokens,
-            "unapplied": self.unapplied,
-        }
-
-
-def verify(
-    model: str | Path,
-    compiled: str | Path,
-    masks: str | Path | Masks,
-    recipe: VerifyRecipe | None = None,
-    *,
-    data: str | Path | None = None,
-    tokenizer: str | Path | None = None,
-    progress: Progress | None = None,
-) -> Verification:
-    """Compares a compiled model with the masked dense one on onnxruntime's CPU provider.
-
-    The reference is the original model with its weights masked by numpy; none of the
-    rewrite's code makes it. Which mask belongs to which weight it takes from the binding.
-
-    Args:
-        model: the original, dense .onnx file.
-        compiled: the compiled .onnx file; its report.json and plan.json lie beside it.
-        masks: what it was compiled with.
-        recipe: tolerances and the amount of text.
-        data: UTF-8 text for perplexities; without it, inputs are random.
-        tokenizer: `tokenizer.json`; by default the one beside `model`.
-        progress: called with (steps done, steps in all, what).
-
-    Raises:
-        ModelError: a model cannot be read or run.
-        MaskError: the masks do not belong to the model.
-        RuntimeUnavailable: onnxruntime is missing.
-    """
-    runtime = require("patch_compile.runtimes.onnxruntime", "cpu")
-    reference = require("patch_compile.runtimes.reference", "cpu")
-    require("onnxruntime", "cpu")
-    recipe = recipe or VerifyRecipe()
-    model, compiled = Path(model), Path(compiled)
-    tensors, unapplied = masked_tensors(model, compiled, masks)
-    compiled_session = runtime.open_session(compiled)
-    windows = None
-    if data is not None:
-        windows = _windows(
-            Path(data), Path(tokenizer or model.parent / "tokenizer.json"), recipe
-        )
-    masked_session = reference.open_reference(model, tensors, progress=progress)
-    comparison = _compare(masked_session, compiled_session, windows, recipe)
-    if windows is None:
-        return Verification(comparison, {}, 0, unapplied)
-    scores = {
-        "masked": _perplexity(masked_session, windows, "masked", progress),
-        "compiled": _perplexity(compiled_session, windows, "compiled", progress),
-    }
-    # Sessions hold whole models: the dense one opens when the masked one has gone.
-    del masked_session, tensors
-    dense = _perplexity(runtime.open_session(model), windows, "dense", progress)
-    predictions = windows.shape[0] * (windows.shape[1] - 1)
-    scores = {"dense": dense, **scores}
-    return Verification(comparison, scores, predictions, unapplied)
-
-
-def _windows(data: Path, tokenizer: Path, recipe: VerifyRecipe) -> NDArray[np.int64]:
-    perplexity = require("patch_compile.runtimes.perplexity", "cpu")
-    found: NDArray[np.int64] = perplexity.text_windows(
-        data, tokenizer, recipe.tokens, recipe.window
-    )
-    return found
-
-
-def _compare(
-    masked: "Session",
-    compiled: "Session",
-    windows: NDArray[np.int64] | None,
-    recipe: VerifyRecipe,
-) -> "Comparison":
-    inputs = require("patch_compile.runtimes.inputs", "cpu")
-    comparison = require("patch_compile.runtimes.comparison", "cpu")
-    if windows is None:
-        feeds = inputs.random_inputs(masked, seed=recipe.seed)
-    else:
-        feeds = inputs.token_inputs(masked, windows[:1])
-    found: Comparison = comparison.compare_outputs(masked, compiled, feeds, recipe)
-    return found
-
-
-def _perplexity(
-    session: "Session", windows: NDArray[np.int64], what: str, progress: Progress | None
-) -> float:
-    perplexity = require("patch_compile.runtimes.perplexity", "cpu")
-
-    def step(done: int, total: int, _: str) -> None:
-        if progress is not None:
-            progress(done, total, f"perplexity, {what}")
-
-    score: float = perplexity.perplexity(session, windows, step)
-    return score

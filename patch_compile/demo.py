@@ -24,6 +24,7 @@ from patch_compile.errors import Mismatch, RuntimeUnavailable
 from patch_compile.io.atomic import write_text
 from patch_compile.io.masks_file import save_masks
 from patch_compile.recipe import BuildRecipe, CompileRecipe, LearnRecipe, VerifyRecipe
+from patch_compile.verification import verify
 
 __all__ = ["run_demo"]
 
@@ -48,19 +49,19 @@ _VARIANTS = (
     _Variant(
         "everywhere",
         "2:4 everywhere",
-        LearnRecipe(tile="weight", sparsity=0.5, samples=_SAMPLES),
+        LearnRecipe(tile="weight", sparsity=(0.5,), samples=_SAMPLES),
         engine=False,
     ),
     _Variant(
         "band-64",
         "hybrid, band:64",
-        LearnRecipe(tile="band:64", sparsity=_SPARSITY, samples=_SAMPLES),
+        LearnRecipe(tile="band:64", sparsity=(_SPARSITY,), samples=_SAMPLES),
         engine=True,
     ),
     _Variant(
         "weight",
         "hybrid, weight",
-        LearnRecipe(tile="weight", sparsity=_SPARSITY, samples=_SAMPLES),
+        LearnRecipe(tile="weight", sparsity=(_SPARSITY,), samples=_SAMPLES),
         engine=True,
     ),
 )
@@ -170,7 +171,7 @@ def _verify(model: Path, folder: Path, text: Path, progress: Progress, say: Say)
     path = folder / "verify.json"
     if path.exists():
         return
-    found = api.verify(
+    found = verify(
         model,
         folder / "compiled.onnx",
         folder / "masks.json",

@@ -17,8 +17,20 @@ __all__ = [
     "VerifyRecipe",
 ]
 
-Method = Literal["magnitude", "wanda"]
-Selection = Literal["fisher", "error"]
+OneShot = Literal["magnitude", "wanda", "sparsegpt"]
+Method = Literal[
+    "magnitude",
+    "wanda",
+    "sparsegpt",
+    "patch-tile",
+    "patch-joint",
+    "maskllm",
+    "topk-ste",
+    "leap",
+]
+Selection = Literal["fisher", "error", "learned"]
+Structure = Literal["2:4", "unstructured"]
+Tie = Literal["mlp", "heads"]
 FloatType = Literal["fp32", "fp16", "bf16"]
 LoweringChoice = Literal["auto", "dense", "whole", "columns", "reduction", "cover"]
 
@@ -56,34 +68,136 @@ class CompileRecipe:
 class LearnRecipe:
     """How masks are made.
 
+    Options that are None take the method's own value, see `learn/settings.py`.
+
     Attributes:
-        method: what ranks the weights of a group of 4: |w|, or Wanda's |w| * ||x||.
-        select: what ranks tiles: `fisher`, sum of g^2 w^2 over the weights that would go, or
-            `error`, the sum of the method's own squared scores.
+        method: `magnitude`, `wanda` and `sparsegpt` rank weights from one pass over a text;
+            `topk-ste`, `maskllm`, `patch-tile`, `patch-joint` and `leap` learn, `leap`
+            without any pattern.
+        select: what ranks tiles: `fisher`, sum of g^2 w^2 over the weights that would go;
+            `error`, the sum of the prior's own squared scores; `learned`, a logit a tile.
+            None is `learned` for `patch-tile` and `patch-joint`, else `fisher`.
         tile: `RxC`, `band:R`, `column:C` or `weight`.
-        sparsity: zeros over all weights of the pruned linears, 0 to 0.5.
+        tie: `mlp`, gate and up by rows and down by columns share one choice for each block
+            of the inner axis; `heads`, q, k, v by rows and o by columns share one for each
+            key-value head. Other weights keep `tile`.
+        tie_block: inner features of an `mlp` block.
+        structure: `2:4` in sparse tiles, or `unstructured` zeros without tiles, for one-shot
+            methods: the ceiling of accuracy, dense to every kernel.
+        update: let `sparsegpt` change the weights that stay; the model is written too.
+        sparsity: zeros over all weights of the pruned linears, 0 to 0.5; several, as in
+            `0.25,0.35`, give a file each, the first is what learning aims at.
         samples: calibration windows.
         window: tokens in a window.
-        seed: of the choice of windows.
+        seed: of the order of the text, of the noise and of random starts.
         include: globs or `re:` patterns of weights to prune; empty takes every linear.
         ignore: globs or `re:` patterns of weights to leave dense.
+        prior: the one-shot method that learning starts from, and that `patch-tile` keeps.
+        tile_start: where the logits of learned tiles start: at what going 2:4 costs by
+            `fisher`, or at `random`.
+        steps: of learning.
+        batch: windows in a forward pass.
+        accumulate: forward passes in a step.
+        lr: peak learning rate of Adam.
+        distill: learn from the dense model's predictions in place of the text's next tokens.
+        density_weight: weight of |density - (1 - sparsity)|, where tiles are learned.
+        norm_weight: weight of the term that keeps large weights.
+        norm_term: `paper`, squared norms over all weights; `code`, the sum of the weights'
+            norms, fading out, as PATCH's authors run it.
+        precision: of the forward and backward pass; logits and Adam stay fp32.
+        recompute: recompute activations in the backward pass: less memory, more time.
+        holdout: windows never learned from, to judge by at every checkpoint.
+        checkpoint_every: steps between checkpoints.
     """
 
     method: Method = "wanda"
-    select: Selection = "fisher"
+    select: Selection | None = None
     tile: str = "128x128"
-    sparsity: float = 0.25
+    tie: tuple[Tie, ...] = ()
+    tie_block: int = 64
+    structure: Structure = "2:4"
+    update: bool = False
+    sparsity: tuple[float, ...] = (0.25,)
     samples: int = 16
     window: int = 512
     seed: int = 0
     include: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
+    prior: OneShot = "wanda"
+    tile_start: Literal["fisher", "random"] = "fisher"
+    steps: int = 200
+    batch: int = 1
+    accumulate: int = 1
+    lr: float | None = None
+    distill: bool = True
+    density_weight: float | None = None
+    norm_weight: float | None = None
+    norm_term: Literal["paper", "code"] = "paper"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    recompute: bool = False
+    holdout: int = 4
+    checkpoint_every: int = 50
 
     def __post_init__(self) -> None:
         _check_kinds(self)
-        _within("sparsity", self.sparsity, 0.0, 0.5)
-        _within("samples", self.samples, 1, 1_000_000)
+        if not self.sparsity:
+            raise RecipeError("sparsity | is empty; expected a number from 0 to 0.5")
+        free = self.method == "leap" or self.structure == "unstructured"
+        top = 1.0 if free else 0.5
+        for sparsity in self.sparsity:
+            _within("sparsity", sparsity, 0.0, top)
+        for name in ("samples", "steps", "batch", "accumulate", "checkpoint_every"):
+            _within(name, getattr(self, name), 1, 1_000_000)
         _within("window", self.window, 2, 1_000_000)
+        _within("holdout", self.holdout, 0, 1_000_000)
+        for name in ("lr", "density_weight", "norm_weight"):
+            if getattr(self, name) is not None:
+                _within(name, getattr(self, name), 0.0, 1e6)
+        self._check_selection()
+        self._check_combination()
+
+    def _check_combination(self) -> None:
+        if self.update and self.method != "sparsegpt":
+            raise RecipeError(
+                f"update | is asked of method '{self.method}'; only 'sparsegpt' changes "
+                "weights; leave it out"
+            )
+        if self.structure == "unstructured" and self.learns:
+            raise RecipeError(
+                f"structure | is 'unstructured' for method '{self.method}'; expected a "
+                "one-shot method, or 'leap', which has no other"
+            )
+
+    def _check_selection(self) -> None:
+        wrong = {
+            "magnitude": ("learned",),
+            "wanda": ("learned",),
+            "sparsegpt": ("learned",),
+            "patch-tile": ("fisher", "error"),
+            "patch-joint": ("fisher", "error"),
+        }.get(self.method, ())
+        if self.select in wrong:
+            raise RecipeError(
+                f"select | is {self.select!r}, which method '{self.method}' cannot do; "
+                "leave it out, or choose another method"
+            )
+
+    @property
+    def learns(self) -> bool:
+        """The method learns; a one-shot method only ranks."""
+        return self.method not in get_args(OneShot)
+
+    @property
+    def ranking(self) -> Selection:
+        """What ranks tiles: `select`, or the method's own choice."""
+        if self.select is not None:
+            return self.select
+        return "learned" if self.method.startswith("patch-") else "fisher"
+
+    @property
+    def saliency(self) -> str:
+        """The one-shot method that ranks weights, or that learning starts from."""
+        return self.prior if self.learns else self.method
 
 
 @dataclass(frozen=True)
@@ -161,11 +275,21 @@ def _check_kinds(recipe: Any) -> None:
     hints = get_type_hints(type(recipe))
     for field in fields(recipe):
         name, value, kind = field.name, getattr(recipe, field.name), hints[field.name]
-        if get_origin(kind) is Literal and value not in get_args(kind):
-            choices = ", ".join(map(str, get_args(kind)))
-            raise RecipeError(f"{name} | is {value!r}; expected one of {choices}")
-        if get_origin(kind) is tuple and not isinstance(value, tuple):
+        several = get_origin(kind) is tuple
+        if several and not isinstance(value, tuple):
             raise RecipeError(f"{name} | is {value!r}; expected a tuple")
+        choices = _choices(kind)
+        for word in value if several else (value,):
+            if choices and word not in choices:
+                expected = ", ".join(str(choice) for choice in choices if choice is not None)
+                raise RecipeError(f"{name} | is {word!r}; expected one of {expected}")
+
+
+def _choices(kind: Any) -> tuple[Any, ...]:
+    """Returns what a Literal, or one or None, or each of several can be; else nothing."""
+    parts = (kind,) if get_origin(kind) is Literal else get_args(kind)
+    words = [word for part in parts if get_origin(part) is Literal for word in get_args(part)]
+    return (*words, None) if words and type(None) in parts else tuple(words)
 
 
 def _within(name: str, value: float, low: float, high: float) -> None:

@@ -8,17 +8,17 @@ import pytest
 import torch
 
 import patch_compile as pc
-from patch_compile.api import Verification
 from patch_compile.errors import MaskError, ModelError
 from patch_compile.learn.model import save_checkpoint
 from patch_compile.runtimes.comparison import Comparison
 from patch_compile.tiles.masks import Masks
+from patch_compile.verification import Verification
 from tests.learn.tiny import tiny_model, write_text
 from tests.support import said, same_mask
 
 # Free tiles: a cover computes some 2:4 tiles in dense pieces, so that `restore` matters.
-RECIPE = pc.LearnRecipe(tile="16x16", sparsity=0.35, samples=4, window=32)
-OTHER = pc.LearnRecipe(tile="band:16", sparsity=0.25, samples=4, window=32)
+RECIPE = pc.LearnRecipe(tile="16x16", sparsity=(0.35,), samples=4, window=32)
+OTHER = pc.LearnRecipe(tile="band:16", sparsity=(0.25,), samples=4, window=32)
 VERIFY = pc.VerifyRecipe(tokens=512, window=64)
 
 # Sums are cut in two where columns are: float32 rounding, far below what masking does.

@@ -17,6 +17,7 @@ PACKAGES = (
     "patch_compile/cli",
     "patch_compile/io",
     "patch_compile/learn",
+    "patch_compile/learn/training",
     "patch_compile/passes",
     "patch_compile/runtimes",
     "patch_compile/tiles",

@@ -33,8 +33,9 @@ app = App(
     result_action="return_value",
 )
 app.default(verbs.compile_)
-for verb in (verbs.learn, verbs.export, verbs.plan, verbs.inspect, verbs.build, verbs.verify):
+for verb in (verbs.learn, verbs.cut, verbs.export, verbs.plan, verbs.inspect, verbs.build):
     app.command(verb)
+app.command(verbs.verify)
 app.command(verbs.demo)
 # `run` says that nothing is half-written.
 app.meta.suppress_keyboard_interrupt = False

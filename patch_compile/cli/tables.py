@@ -11,7 +11,7 @@ from patch_compile.inspection import Inspection, WeightInspection
 from patch_compile.report import Report, WeightReport
 
 if TYPE_CHECKING:
-    from patch_compile.api import Verification
+    from patch_compile.verification import Verification
 
 __all__ = ["inspection_table", "report_table", "tile_map", "totals", "verification_table"]
 

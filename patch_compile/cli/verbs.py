@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from patch_compile import api
+from patch_compile import api, verification
 from patch_compile.cli import tables
 from patch_compile.cli.console import out, progress_bar, say
 from patch_compile.compiler import compile_model, plan_model
@@ -25,11 +25,12 @@ from patch_compile.recipe import (
     VerifyRecipe,
 )
 from patch_compile.report import Report
+from patch_compile.tiles.cut import cut_masks
 
 if TYPE_CHECKING:
     from patch_compile.runtimes.engines import EngineResult
 
-__all__ = ["build", "compile_", "demo", "export", "inspect", "learn", "plan", "verify"]
+__all__ = ["build", "compile_", "cut", "demo", "export", "inspect", "learn", "plan", "verify"]
 
 # `name="*"` makes a recipe's fields options of their own: there is no second list of them.
 _FLAT = Parameter(name="*")
@@ -111,22 +112,53 @@ def learn(
     model: str,
     /,
     *,
-    data: Path | None = None,
+    data: tuple[str, ...] = (),
     output: Output = Path("masks.json"),
+    run: Path | None = None,
+    resume: Annotated[bool, Parameter(negative="")] = False,
     recipe: Annotated[LearnRecipe, _FLAT] = _LEARN,
 ) -> None:
     """Make masks for MODEL: 2:4 patterns, and which tiles take them.
 
     Args:
         model: a Hugging Face directory, a hub id, or a GGUF file.
-        data: calibration text (UTF-8), or .jsonl with a `text` field.
+        data: text to calibrate on and to learn from: UTF-8, .jsonl with a `text` field, or
+            the id of a Hugging Face dataset; may be given several times.
+        output: masks.json; its arrays go beside it. Of several sparsities, each gets a file:
+            masks-0.25.json.
+        run: folder of a learning method's checkpoints and log.csv; by default OUTPUT's name
+            with .run.
+        resume: go on from the checkpoint in the run's folder.
+    """
+    folder = run or output.with_suffix(".run")
+    with progress_bar() as progress:
+        found = api.learn_candidates(
+            model, data, recipe, run=folder, resume=resume, progress=progress
+        )
+    for sparsity in recipe.sparsity:
+        masks = found.cut(sparsity)
+        path = output if len(recipe.sparsity) == 1 else _numbered(output, sparsity)
+        save_masks(masks, path)
+        reached = f"sparsity {masks.sparsity:.4%} (asked {sparsity:.2%})"
+        out.print(f"{len(masks.weights)} weights, {reached}")
+        say(f"wrote {path}")
+
+
+def _numbered(path: Path, sparsity: float) -> Path:
+    return path.with_name(f"{path.stem}-{sparsity:g}{path.suffix}")
+
+
+def cut(masks: Path, /, *, sparsity: float, output: Output = Path("masks.json")) -> None:
+    """Lower the sparsity of MASKS by their scores: the dearest tiles become dense again.
+
+    Args:
+        masks: masks.json with scores, as `learn` writes them.
+        sparsity: zeros over all weights, 0 to that of MASKS.
         output: masks.json; its arrays go beside it.
     """
-    with progress_bar() as progress:
-        masks = api.learn_masks(model, data, recipe, progress)
-    save_masks(masks, output)
-    reached = f"sparsity {masks.sparsity:.4%} (asked {recipe.sparsity:.2%})"
-    out.print(f"{len(masks.weights)} weights, {reached}")
+    relaxed = cut_masks(load_masks(masks), sparsity)
+    save_masks(relaxed, output)
+    out.print(f"{len(relaxed.weights)} weights, sparsity {relaxed.sparsity:.4%}")
     say(f"wrote {output}")
 
 
@@ -206,7 +238,7 @@ def verify(
         json_: print everything as JSON.
     """
     with progress_bar() as progress:
-        found = api.verify(
+        found = verification.verify(
             model, compiled, tiles, recipe, data=data, tokenizer=tokenizer, progress=progress
         )
     if json_:

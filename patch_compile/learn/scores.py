@@ -69,9 +69,13 @@ COSTS: Mapping[str, Callable[[Evidence, Values], Values]] = {
 
 def needs_moments(recipe: LearnRecipe) -> bool:
     """Tells whether the model must be run forward to rank weights."""
-    return recipe.method == "wanda"
+    return recipe.saliency == "wanda"
 
 
 def needs_fisher(recipe: LearnRecipe) -> bool:
     """Tells whether the model must be run backward to rank tiles."""
-    return recipe.select == "fisher"
+    if recipe.method == "leap":
+        return False
+    return recipe.ranking == "fisher" or (
+        recipe.ranking == "learned" and recipe.tile_start == "fisher"
+    )

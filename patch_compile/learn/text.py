@@ -4,7 +4,8 @@ W: windows. T: tokens in a window.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,20 +17,37 @@ from patch_compile.errors import RecipeError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["windows"]
+__all__ = ["Windows", "split_windows", "windows"]
+
+
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """Windows to learn from and windows to judge by; no two are the same.
+
+    Attributes:
+        train: int64 (W, T), in the order of learning.
+        held_out: int64 (holdout, T).
+    """
+
+    train: NDArray[np.int64]
+    held_out: NDArray[np.int64]
 
 
 def windows(
-    path: Path, tokenizer: "PreTrainedTokenizerBase", samples: int, window: int, seed: int
+    sources: Sequence[str | Path],
+    tokenizer: "PreTrainedTokenizerBase",
+    samples: int,
+    window: int,
+    seed: int,
 ) -> NDArray[np.int64]:
-    """Picks windows of a text at random, none twice, in the order of the text.
+    """Picks windows of texts at random, none twice, in the order of the texts.
 
-    The text is tokenized whole, without special tokens, and cut into windows that do not
+    Each text is tokenized whole, without special tokens, and cut into windows that do not
     overlap; a last part that fills no window is dropped.
 
     Args:
-        path: UTF-8 text, or `.jsonl` with the text of each line under `text`; the tokens of
-            its documents follow each other without a mark.
+        sources: UTF-8 texts, or `.jsonl` with the text of each line under `text`; the tokens
+            of its documents follow each other without a mark.
         tokenizer: of the model.
         samples: W.
         window: T.
@@ -39,18 +57,56 @@ def windows(
         Token numbers, int64 (W, T).
 
     Raises:
-        RecipeError: if the text is missing, empty, not UTF-8, malformed or too short.
+        RecipeError: if a text is missing, empty, not UTF-8, malformed or too short.
     """
-    tokens = _tokens(path, tokenizer)
-    whole = len(tokens) // window
-    if whole < samples:
-        raise RecipeError(
-            f"text '{path}' | has {len(tokens)} tokens; {samples * window} are needed for "
-            f"{samples} windows of {window}; give a longer text or ask for fewer"
-        )
+    every = _cut(sources, tokenizer, samples, window)
     rng = np.random.default_rng(seed)
-    picked = np.sort(rng.choice(whole, samples, replace=False))
-    return tokens[: whole * window].reshape(whole, window)[picked]
+    return every[np.sort(rng.choice(len(every), samples, replace=False))]
+
+
+def split_windows(
+    sources: Sequence[str | Path],
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    needed: int,
+    window: int,
+    holdout: int,
+    seed: int,
+) -> Windows:
+    """Shuffles the windows of texts, and sets some aside; see `windows`.
+
+    A longer run with the same seed starts with the same windows and holds out the same.
+
+    Args:
+        sources: see `windows`.
+        tokenizer: of the model.
+        needed: W, windows to learn from.
+        window: T.
+        holdout: windows set aside.
+        seed: of the order.
+    """
+    every = _cut(sources, tokenizer, needed + holdout, window)
+    order = np.random.default_rng(seed).permutation(len(every))
+    return Windows(every[order[holdout : holdout + needed]], every[order[:holdout]])
+
+
+def _cut(
+    sources: Sequence[str | Path],
+    tokenizer: "PreTrainedTokenizerBase",
+    needed: int,
+    window: int,
+) -> NDArray[np.int64]:
+    """Returns all windows of the texts, int64 (W, T), `needed` at least."""
+    texts = [_tokens(Path(source), tokenizer) for source in sources]
+    parts = [text[: len(text) // window * window].reshape(-1, window) for text in texts]
+    every = np.concatenate(parts) if parts else np.empty((0, window), np.int64)
+    if len(every) < needed:
+        names = ", ".join(f"'{source}'" for source in sources)
+        raise RecipeError(
+            f"text {names} | has {sum(map(len, texts))} tokens; {needed * window} are needed "
+            f"for {needed} windows of {window}; give a longer text or ask for fewer"
+        )
+    return every
 
 
 def _tokens(path: Path, tokenizer: "PreTrainedTokenizerBase") -> NDArray[np.int64]:

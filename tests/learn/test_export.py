@@ -16,13 +16,12 @@ from patch_compile.errors import MaskError, ModelError, PatchCompileError, Recip
 from patch_compile.learn.export import WEIGHT, export_onnx
 from patch_compile.learn.linears import prunable
 from patch_compile.learn.model import LoadedModel
-from patch_compile.learn.oneshot import learn_masks
 from patch_compile.recipe import ExportRecipe, LearnRecipe
 from patch_compile.tiles.masks import Masks
-from tests.learn.tiny import random_ids, tiny_model
+from tests.learn.tiny import one_shot, random_ids, tiny_model
 
 WORDS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
-MAGNITUDE = LearnRecipe(method="magnitude", select="error", tile="48x40", sparsity=0.3)
+MAGNITUDE = LearnRecipe(method="magnitude", select="error", tile="48x40", sparsity=(0.3,))
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +172,7 @@ def test_configuration_beside_the_model_is_the_models(
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_masked_graph_equals_the_masked_model(kind: str, tmp_path: Path) -> None:
     model = tiny_model(kind, layers=1)
-    masks = learn_masks(model, None, MAGNITUDE)
+    masks = one_shot(model, None, MAGNITUDE)
     seen: list[tuple[int, int, str]] = []
     path = export_onnx(
         model,
@@ -246,7 +245,7 @@ def test_misfit_of_masks_shows_before_the_export(
 
     monkeypatch.setattr(torch.onnx, "export", refuse)
     model = tiny_model(layers=1)
-    masks = misfit(learn_masks(model, None, MAGNITUDE))
+    masks = misfit(one_shot(model, None, MAGNITUDE))
     with pytest.raises(MaskError, match=message) as caught:
         export_onnx(model, tmp_path / "model.onnx", ExportRecipe(), masks)
     assert "\n" not in str(caught.value)
@@ -257,7 +256,7 @@ def test_misfit_of_masks_shows_before_the_export(
 def test_masks_of_the_fp32_model_fit_it_in_every_type(
     kind: str, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    masks = learn_masks(tiny_model(kind, layers=1), None, MAGNITUDE)
+    masks = one_shot(tiny_model(kind, layers=1), None, MAGNITUDE)
     model = tiny_model(kind, layers=1, dtype=dtype)
 
     def stop(*_: Any, **__: Any) -> None:

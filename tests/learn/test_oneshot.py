@@ -13,10 +13,10 @@ from patch_compile.io.load_masks import load_masks
 from patch_compile.io.masks_file import save_masks
 from patch_compile.learn.linears import prunable
 from patch_compile.learn.model import LoadedModel
-from patch_compile.learn.oneshot import learn_masks, learn_masks_for
+from patch_compile.learn.oneshot import rank_tiles
 from patch_compile.recipe import LearnRecipe
 from patch_compile.tiles.masks import Masks
-from tests.learn.tiny import random_ids, tiny_model, write_text
+from tests.learn.tiny import one_shot, random_ids, tiny_model, write_text
 
 SAMPLES, WINDOW = 3, 16
 GEOMETRIES = ("32x32", "48x40", "band:16", "band:24", "column:16", "column:40", "weight")
@@ -50,8 +50,8 @@ def _same(a: Masks, b: Masks) -> bool:
 def test_zeros_meet_the_budget_to_within_half_a_tile(
     model: LoadedModel, geometry: str, sparsity: float
 ) -> None:
-    recipe = _recipe(method="magnitude", select="error", tile=geometry, sparsity=sparsity)
-    masks = learn_masks(model, None, recipe)
+    recipe = _recipe(method="magnitude", select="error", tile=geometry, sparsity=(sparsity,))
+    masks = one_shot(model, None, recipe)
     total = sum(linear.weight.numel() for linear in prunable(model.module).values())
     zeros = sum(int((~mask.keep()).sum()) for mask in masks.weights.values())
     largest = max(int(mask.grid.areas.max()) for mask in masks.weights.values())
@@ -66,8 +66,8 @@ def test_zeros_meet_the_budget_to_within_half_a_tile(
 def test_ends_of_the_range_are_exact(
     model: LoadedModel, geometry: str, sparsity: float
 ) -> None:
-    recipe = _recipe(method="magnitude", select="error", tile=geometry, sparsity=sparsity)
-    masks = learn_masks(model, None, recipe)
+    recipe = _recipe(method="magnitude", select="error", tile=geometry, sparsity=(sparsity,))
+    masks = one_shot(model, None, recipe)
     for mask in masks.weights.values():
         assert mask.dense.all() if sparsity == 0.0 else not mask.dense.any()
         n, k = mask.shape
@@ -113,7 +113,7 @@ def test_wanda_keeps_the_best_two_by_weight_times_input_norm(
 ) -> None:
     # As many tokens as the windows need: the choice of windows is then known.
     text = write_text(tmp_path / "exact.txt", SAMPLES * WINDOW)
-    masks = learn_masks(model, text, _recipe(select="error", tile="weight", sparsity=0.5))
+    masks = one_shot(model, text, _recipe(select="error", tile="weight", sparsity=(0.5,)))
     inputs = _inputs(model, random_ids((SAMPLES * WINDOW,)).reshape(SAMPLES, WINDOW))
     for name, linear in prunable(model.module).items():
         saliency = np.abs(linear.array()) * inputs[name].double().norm(dim=0).numpy()
@@ -143,7 +143,7 @@ def test_fisher_score_sums_what_the_lost_weights_of_a_tile_cost(
 ) -> None:
     model = tiny_model(kind, layers=1)
     text = write_text(tmp_path / "exact.txt", SAMPLES * WINDOW)
-    masks = learn_masks(model, text, _recipe(method="magnitude", tile="48x40"))
+    masks = one_shot(model, text, _recipe(method="magnitude", tile="48x40"))
     squares = _gradients(model, random_ids((SAMPLES * WINDOW,)).reshape(SAMPLES, WINDOW))
     for name, linear in prunable(model.module).items():
         weight = linear.array().astype(np.float64)
@@ -160,7 +160,7 @@ def test_fisher_score_sums_what_the_lost_weights_of_a_tile_cost(
 def test_sparse_tiles_are_the_cheapest_per_zero_of_the_whole_model(
     model: LoadedModel, text: Path
 ) -> None:
-    masks = learn_masks(model, text, _recipe(tile="48x40"))
+    masks = one_shot(model, text, _recipe(tile="48x40"))
     sparse, dense = [], []
     for mask in masks.weights.values():
         assert mask.scores is not None
@@ -174,7 +174,7 @@ def test_sparse_tiles_are_the_cheapest_per_zero_of_the_whole_model(
 def test_dense_tiles_keep_everything_and_sparse_ones_two_of_four(
     model: LoadedModel, text: Path
 ) -> None:
-    for mask in learn_masks(model, text, _recipe(tile="band:24")).weights.values():
+    for mask in one_shot(model, text, _recipe(tile="band:24")).weights.values():
         kept = mask.keep().reshape(mask.shape[0], -1, 4).sum(axis=2)
         dense = np.repeat(mask.dense[:, 0], mask.grid.heights)
         assert (kept[dense] == 4).all()
@@ -184,7 +184,7 @@ def test_dense_tiles_keep_everything_and_sparse_ones_two_of_four(
 def test_same_seed_gives_the_same_masks_and_another_does_not(
     model: LoadedModel, text: Path
 ) -> None:
-    first, same, other = (learn_masks(model, text, _recipe(seed=seed)) for seed in (3, 3, 4))
+    first, same, other = (one_shot(model, text, _recipe(seed=seed)) for seed in (3, 3, 4))
     assert _same(first, same)
     assert not _same(first, other)
 
@@ -192,8 +192,11 @@ def test_same_seed_gives_the_same_masks_and_another_does_not(
 def test_one_calibration_serves_several_tiles_and_sparsities(
     model: LoadedModel, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipes = [_recipe(tile="band:16", sparsity=0.1), _recipe(tile="48x40", sparsity=0.4)]
-    apart = [learn_masks(model, text, recipe) for recipe in recipes]
+    recipes = [
+        _recipe(tile="band:16", sparsity=(0.1,)),
+        _recipe(tile="48x40", sparsity=(0.4,)),
+    ]
+    apart = [one_shot(model, text, recipe) for recipe in recipes]
     runs: list[int] = []
     forward = type(model.module).forward
 
@@ -202,7 +205,8 @@ def test_one_calibration_serves_several_tiles_and_sparsities(
         return forward(*arguments, **options)
 
     monkeypatch.setattr(type(model.module), "forward", count)
-    together = learn_masks_for(model, text, recipes)
+    ranked = rank_tiles(model, [text], recipes)
+    together = [found.cut(r.sparsity[0]) for found, r in zip(ranked, recipes, strict=True)]
     assert len(runs) == SAMPLES
     for masks, expected in zip(together, apart, strict=True):
         assert _same(masks, expected)
@@ -213,7 +217,7 @@ def test_recipes_that_need_different_calibrations_are_refused(
     model: LoadedModel, text: Path
 ) -> None:
     with pytest.raises(RecipeError, match="share no calibration"):
-        learn_masks_for(model, text, [_recipe(), _recipe(seed=1)])
+        rank_tiles(model, [text], [_recipe(), _recipe(seed=1)])
 
 
 def test_magnitude_with_error_neither_reads_a_text_nor_runs_the_model(
@@ -224,11 +228,11 @@ def test_magnitude_with_error_neither_reads_a_text_nor_runs_the_model(
 
     model = tiny_model()
     monkeypatch.setattr(type(model.module), "forward", refuse)
-    recipe = _recipe(method="magnitude", select="error", tile="weight", sparsity=0.5)
-    masks = learn_masks(model, None, recipe)
+    recipe = _recipe(method="magnitude", select="error", tile="weight", sparsity=(0.5,))
+    masks = one_shot(model, None, recipe)
     for name, linear in prunable(model.module).items():
         assert np.array_equal(masks.weights[name].keep(), _two_best(np.abs(linear.array())))
-    assert masks.made_by["data"] is None
+    assert masks.made_by["data"] == []
 
 
 @pytest.mark.parametrize(
@@ -236,20 +240,20 @@ def test_magnitude_with_error_neither_reads_a_text_nor_runs_the_model(
 )
 def test_other_choices_need_a_text(model: LoadedModel, method: str, select: str) -> None:
     with pytest.raises(RecipeError, match=r"data \| is missing"):
-        learn_masks(model, None, _recipe(method=method, select=select))
+        one_shot(model, None, _recipe(method=method, select=select))
 
 
 def test_model_is_not_changed(text: Path) -> None:
     model = tiny_model()
     before = {name: value.clone() for name, value in model.module.state_dict().items()}
-    learn_masks(model, text, _recipe())
+    one_shot(model, text, _recipe())
     after = model.module.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
     assert all(p.requires_grad and p.grad is None for p in model.module.parameters())
 
 
 def test_masks_survive_their_file(model: LoadedModel, text: Path, tmp_path: Path) -> None:
-    masks = learn_masks(model, text, _recipe(include=("*.mlp.*",), tile="48x40"))
+    masks = one_shot(model, text, _recipe(include=("*.mlp.*",), tile="48x40"))
     save_masks(masks, tmp_path / "masks.json")
     loaded = load_masks(tmp_path / "masks.json")
     assert _same(masks, loaded)
@@ -258,10 +262,10 @@ def test_masks_survive_their_file(model: LoadedModel, text: Path, tmp_path: Path
 
 
 def test_file_tells_how_the_masks_were_made(model: LoadedModel, text: Path) -> None:
-    made_by = learn_masks(model, text, _recipe(ignore=("*.q_proj.*",))).made_by
+    made_by = one_shot(model, text, _recipe(ignore=("*.q_proj.*",))).made_by
     assert made_by["method"] == "one-shot wanda"
     assert made_by["model"] == "tiny-llama"
-    assert made_by["data"] == "text.txt"
+    assert made_by["data"] == ["text.txt"]
     assert made_by["recipe"]["ignore"] == ["*.q_proj.*"]
     assert made_by["recipe"]["tile"] == "128x128"
     assert made_by["versions"]["torch"] == torch.__version__
@@ -272,14 +276,14 @@ def test_file_tells_how_the_masks_were_made(model: LoadedModel, text: Path) -> N
 def test_masks_carry_the_digest_of_the_stored_weight(dtype: str) -> None:
     model = tiny_model("gpt2", layers=1, dtype=dtype)
     recipe = _recipe(method="magnitude", select="error")
-    masks = learn_masks(model, None, recipe)
+    masks = one_shot(model, None, recipe)
     for name, linear in prunable(model.module).items():
         stored = linear.weight.detach().T.contiguous().view(torch.uint8).numpy()
         assert masks.weights[name].digests[dtype] == digest(stored)
 
 
 def test_bf16_weights_are_learned_from(text: Path) -> None:
-    masks = learn_masks(tiny_model(dtype="bfloat16"), text, _recipe(tile="band:16"))
+    masks = one_shot(tiny_model(dtype="bfloat16"), text, _recipe(tile="band:16"))
     assert abs(masks.sparsity - 0.25) < 0.01
 
 
@@ -287,6 +291,6 @@ def test_progress_ends_with_all_windows_and_all_weights(
     model: LoadedModel, text: Path
 ) -> None:
     seen: list[tuple[int, int, str]] = []
-    learn_masks(model, text, _recipe(), progress=lambda *step: seen.append(step))
+    one_shot(model, text, _recipe(), progress=lambda *step: seen.append(step))
     assert (SAMPLES, SAMPLES, "calibrating") in seen
     assert seen[-1] == (14, 14, "ranking weights")

@@ -9,6 +9,9 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from patch_compile.learn.model import LoadedModel
+from patch_compile.learn.oneshot import rank_tiles
+from patch_compile.recipe import LearnRecipe
+from patch_compile.tiles.masks import Masks
 
 VOCABULARY = 128
 
@@ -30,6 +33,11 @@ def tiny_config(kind: str, layers: int = 2) -> Any:
         return transformers.LlamaConfig(**_LLAMA, num_hidden_layers=layers)
     if kind == "qwen2":
         return transformers.Qwen2Config(**_LLAMA, num_hidden_layers=layers)
+    if kind == "qwen3":
+        # Heads of their own size: 4 x 24 is not the hidden size.
+        return transformers.Qwen3Config(**_LLAMA, head_dim=24, num_hidden_layers=layers)
+    if kind == "mistral":
+        return transformers.MistralConfig(**_LLAMA, num_hidden_layers=layers)
     if kind == "gemma":
         return transformers.GemmaConfig(**_LLAMA, head_dim=16, num_hidden_layers=layers)
     if kind == "gpt2":
@@ -81,3 +89,12 @@ def write_text(path: Path, tokens: int, seed: int = 0) -> Path:
     words = random_ids((tokens,), seed).tolist()
     path.write_text(" ".join(f"w{i}" for i in words), "utf-8")
     return path
+
+
+def one_shot(
+    model: LoadedModel, text: Path | None, recipe: LearnRecipe, progress: Any = None
+) -> Masks:
+    """The masks of a one-shot method, at the recipe's sparsity."""
+    sources = [] if text is None else [text]
+    (candidates,) = rank_tiles(model, sources, [recipe], progress)
+    return candidates.cut(recipe.sparsity[0])

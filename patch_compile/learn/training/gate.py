@@ -1,0 +1,306 @@
+"""Gates: what stands between a frozen weight and its layer while masks are learned.
+
+A gate turns W into W * M, with M = T + (1 - T) P: T says how dense each tile is, P is the
+pattern of a sparse tile (PATCH, arXiv 2509.23410, section 3). Nothing of the size of W is kept
+for the backward pass: masks are drawn again, slice by slice.
+
+The penalties of the objective act on M alone, so their gradients join those of the loss here,
+in the backward pass; a graph of their own would store every mask.
+
+N: out features. K: in features. R, C: tiles along N and K. n: rows of a slice.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import Parameter
+
+from patch_compile.learn.training.noise import Draw, logistic
+from patch_compile.learn.training.patterns import Pattern
+from patch_compile.learn.training.schedule import Annealed
+from patch_compile.tiles.geometry import TileGrid
+
+__all__ = ["Gate", "Moment", "Pull", "Tied", "parameters_of"]
+
+# Elements of a slice: on a CPU its temporary tensors then stay in the second-level cache; a
+# GPU wants few, long launches.
+_SLICE = {"cpu": 2**17, "other": 2**25}
+
+
+@dataclass(frozen=True)
+class Pull:
+    """The penalties' part in the gradient of one gate's mask, dL/dM = mass - norm W^2 M.
+
+    Attributes:
+        mass: what an element pays for being kept, from |density - (1 - sparsity)|.
+        norm: what keeping a large weight earns.
+    """
+
+    mass: float = 0.0
+    norm: float = 0.0
+
+
+@dataclass
+class Moment:
+    """Where a run stands: all gates of a model share one and read it as they are used.
+
+    Attributes:
+        tile: how tile logits are read.
+        pattern: how pattern logits are read.
+        draw: the sample that is drawn; None draws no noise.
+        opened: gates let weights pass whole: the dense model.
+        dtype: of masked weights; None for the weight's own.
+    """
+
+    tile: Annealed
+    pattern: Annealed
+    draw: Draw | None = None
+    opened: bool = False
+    dtype: torch.dtype | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Tied:
+    """Logits that several gates share.
+
+    Attributes:
+        name: the same in all of them; the noise goes by it.
+        logits: parameter (G,), the same in all of them.
+        index: int64 (R, C), the logit that each tile of this gate goes by.
+    """
+
+    name: str
+    logits: Parameter
+    index: Tensor
+
+
+class Gate(nn.Module):
+    """The mask of one weight while it is learned.
+
+    Attributes:
+        tiles: parameter (R, C), the tiles' logits, or scores where they are set; or (G,),
+            shared with other gates.
+        index: buffer (R, C), the element of shared `tiles` that each tile goes by, or None.
+        stored: parameter, N rows, what the pattern stores.
+        dense: buffer (R, C), the tiles as they are set, or None.
+        name: of the weight; noise and files go by it.
+        grid: the tiles.
+        pattern: kind of pattern.
+        moment: where the run stands.
+        pull: of the penalties; set between the forward and the backward pass.
+        kept: sum over M, of the last forward pass, float64 ().
+        norm: sum over (W M)^2, of the last forward pass, float64 ().
+    """
+
+    def __init__(
+        self,
+        name: str,
+        grid: TileGrid,
+        pattern: Pattern,
+        moment: Moment,
+        *,
+        tiles: Tensor | Tied,
+        stored: Tensor,
+        dense: Tensor | None = None,
+    ) -> None:
+        """Builds a gate.
+
+        Args:
+            name: of the weight.
+            grid: the tiles, all of one size but for the last of an axis.
+            pattern: kind of pattern.
+            moment: shared by all gates.
+            tiles: float32 (R, C), logits to learn, dense above 0, or shared ones; or scores,
+                where tiles are set.
+            stored: what the pattern stores, N rows.
+            dense: bool (R, C), the tiles as they are set; None learns them.
+        """
+        super().__init__()
+        self.dense: Tensor | None
+        self.index: Tensor | None
+        self.name = name
+        self.grid = grid
+        self.pattern = pattern
+        self.moment = moment
+        self.pull = Pull()
+        self.kept = self.norm = torch.zeros((), dtype=torch.float64)
+        index = None
+        if isinstance(tiles, Tied):
+            self.tiles, self._drawn_as, index = tiles.logits, tiles.name, tiles.index
+        else:
+            self.tiles, self._drawn_as = Parameter(tiles, requires_grad=dense is None), name
+        self.register_buffer("index", index)
+        self.register_buffer("dense", dense)
+        self.stored = Parameter(stored, requires_grad=pattern.learns)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Returns W * M, (N, K), from W, (N, K)."""
+        masked: Tensor = _Masked.apply(weight, self.logits, self.stored, self)  # type: ignore[no-untyped-call]
+        return masked
+
+    @property
+    def learns_tiles(self) -> bool:
+        """Tiles have logits that learn; else they are set."""
+        return self.dense is None
+
+    @property
+    def logits(self) -> Tensor:
+        """The logit of each tile, float32 (R, C); its score where tiles are set."""
+        return self._of_tiles(self.tiles)
+
+    def _of_tiles(self, values: Tensor) -> Tensor:
+        """Gives each tile its own of values that are shaped like `tiles`."""
+        return values if self.index is None else values[self.index]
+
+    def density(self, tiles: Tensor, generator: Generator | None) -> Tensor:
+        """Returns T, float32 (R, C): sampled where tiles are learned, else 0 or 1.
+
+        sigmoid((kappa P + z) / tau), z logistic noise: the closed form of a Gumbel-softmax
+        over [P, 0].
+        """
+        if self.dense is not None:
+            dense: Tensor = self.dense
+            return dense.float()
+        raised = tiles.detach() * self.moment.tile.scale
+        if generator is not None:
+            raised += self._of_tiles(logistic(self.tiles.shape, generator))
+        return torch.sigmoid(raised.div_(self.moment.tile.temperature))
+
+    def generators(self, device: torch.device) -> tuple[Generator | None, Generator | None]:
+        """Returns the noise of the tiles and that of the pattern, both at their start."""
+        draw = self.moment.draw
+        if draw is None:
+            return None, None
+        tiles = (
+            draw.generator(f"{self._drawn_as}/tiles", device) if self.learns_tiles else None
+        )
+        pattern = draw.generator(f"{self.name}/pattern", device)
+        return tiles, pattern
+
+    def tile_gradient(self, tiles: Tensor, sums: Tensor) -> Tensor:
+        """Returns the gradient of the tile logits, from that of T summed over each tile."""
+        of_tiles, _ = self.generators(sums.device)
+        density = self.density(tiles, of_tiles)
+        annealed = self.moment.tile
+        return sums * density * (1 - density) * (annealed.scale / annealed.temperature)
+
+    def expand(self, tiles: Tensor, rows: slice) -> Tensor:
+        """Repeats one value a tile, (R, C), over some rows of the weight, (n, K)."""
+        height, width = self._tile
+        n, k = self.grid.shape
+        here = torch.arange(rows.start, min(rows.stop, n), device=tiles.device) // height
+        chosen = tiles[here]
+        return chosen if width == 1 else chosen.repeat_interleave(width, 1)[:, :k]
+
+    def total(self, values: Tensor, rows: slice, sums: Tensor) -> None:
+        """Adds values (n, K) of some rows to the sums of their tiles, (R, C)."""
+        height, width = self._tile
+        if width > 1:
+            lacking = -values.shape[1] % width
+            padded = nn.functional.pad(values, (0, lacking)) if lacking else values
+            values = padded.view(len(padded), -1, width).sum(2)
+        here = torch.arange(rows.start, rows.start + values.shape[0], device=values.device)
+        sums.index_add_(0, here // height, values)
+
+    def slices(self, device: torch.device) -> Iterator[slice]:
+        """Yields the weight's rows in slices of about `_SLICE` elements."""
+        n, k = self.grid.shape
+        step = max(1, _SLICE.get(device.type, _SLICE["other"]) // k)
+        for start in range(0, n, step):
+            yield slice(start, start + step)
+
+    @property
+    def _tile(self) -> tuple[int, int]:
+        # Grids of the recipes have one size but for the rest at the end.
+        return self.grid.rows[1], self.grid.columns[1]
+
+
+def parameters_of(gates: Mapping[str, Gate]) -> dict[str, Parameter]:
+    """Lists the parameters of gates as `NAME/tiles` and `NAME/stored`.
+
+    A shared one comes once, under the first gate that has it: twice in an optimiser, in a
+    norm or in a file it would be wrong.
+    """
+    names: dict[Parameter, str] = {}
+    for name, gate in gates.items():
+        for part, parameter in gate.named_parameters():
+            names.setdefault(parameter, f"{name}/{part}")
+    return {name: parameter for parameter, name in names.items()}
+
+
+class _Masked(torch.autograd.Function):
+    """W * M, and the gradients of the tiles and the pattern."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, tiles: Tensor, stored: Tensor, gate: Gate) -> Tensor:
+        ctx.save_for_backward(weight, tiles, stored)
+        ctx.gate = gate
+        masked = torch.empty_like(weight, dtype=gate.moment.dtype or weight.dtype)
+        kept, norm = torch.zeros(2, dtype=torch.float64, device=weight.device)
+        for part in _parts(gate, tiles, stored):
+            product = weight[part.rows].float() * part.mask
+            masked[part.rows] = product
+            kept += part.mask.sum(dtype=torch.float64)
+            norm += product.square().sum(dtype=torch.float64)
+        gate.kept, gate.norm = kept, norm
+        return masked
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor | None, Tensor | None, None]:
+        weight, tiles, stored = ctx.saved_tensors
+        gate: Gate = ctx.gate
+        _, learns_tiles, learns_pattern, _ = ctx.needs_input_grad
+        sums = torch.zeros_like(tiles) if learns_tiles else None
+        slopes = torch.empty_like(stored) if learns_pattern else None
+        for part in _parts(gate, tiles, stored):
+            grad = _mask_gradient(grads[0][part.rows], weight[part.rows], part.mask, gate.pull)
+            if slopes is not None:
+                share = grad * (1 - part.dense)
+                slopes[part.rows] = gate.pattern.gradient(
+                    share, part.kept, gate.moment.pattern
+                )
+            if sums is not None:
+                gate.total(grad * (1 - part.pattern.float()), part.rows, sums)
+        slope = None if sums is None else gate.tile_gradient(tiles, sums)
+        return None, slope, slopes, None
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """The mask of a slice of rows.
+
+    Attributes:
+        rows: of the weight.
+        dense: T, float32 (n, K).
+        pattern: P, (n, K) or (n, 1).
+        kept: what the pattern's gradient needs.
+        mask: T + (1 - T) P, float32 (n, K).
+    """
+
+    rows: slice
+    dense: Tensor
+    pattern: Tensor
+    kept: Any
+    mask: Tensor
+
+
+def _parts(gate: Gate, tiles: Tensor, stored: Tensor) -> Iterator[_Part]:
+    """Draws a gate's mask, slice by slice; the same at every call of one moment."""
+    of_tiles, of_pattern = gate.generators(tiles.device)
+    density = gate.density(tiles, of_tiles)
+    for rows in gate.slices(tiles.device):
+        dense = gate.expand(density, rows)
+        pattern, kept = gate.pattern.sample(stored[rows], gate.moment.pattern, of_pattern)
+        yield _Part(rows, dense, pattern, kept, dense + (1 - dense) * pattern)
+
+
+def _mask_gradient(grad: Tensor, weight: Tensor, mask: Tensor, pull: Pull) -> Tensor:
+    """Returns dL/dM, float32 (n, K), from dL/d(W M), the loss's part and the penalties'."""
+    weight = weight.float()
+    total = grad.float()
+    if pull.norm:
+        total = total - pull.norm * weight * mask
+    return (total * weight).add_(pull.mass)

@@ -1,0 +1,243 @@
+"""Masks by gradient: from a model and a text to candidates of any sparsity.
+
+N: out features. K: in features. R, C: tiles along N and K.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from patch_compile.io.digests import digests
+from patch_compile.learn._progress import Progress, tell
+from patch_compile.learn.candidates import (
+    Candidates,
+    FreeWeight,
+    FreeWeights,
+    ScoredTiles,
+    made_by,
+)
+from patch_compile.learn.linears import Linear, prunable
+from patch_compile.learn.model import LoadedModel
+from patch_compile.learn.oneshot import gather_statistics
+from patch_compile.learn.text import Windows, split_windows
+from patch_compile.learn.training.gate import Gate, Moment
+from patch_compile.learn.training.masked import gated, recomputed
+from patch_compile.learn.training.objective import Penalties
+from patch_compile.learn.training.run_folder import RunFolder
+from patch_compile.learn.training.settings import Settings, settings
+from patch_compile.learn.training.start import free_gates, tiled_gates
+from patch_compile.learn.training.train import Record, Trainer
+from patch_compile.recipe import LearnRecipe
+from patch_compile.tiles.masks import Masks
+from patch_compile.tiles.pattern import pack_keep
+from patch_compile.tiles.weight_mask import WeightMask
+
+__all__ = ["learn_gates"]
+
+# What may change between a run and its continuation.
+_FREE = frozenset({"checkpoint_every", "sparsity"})
+
+
+def learn_gates(
+    model: LoadedModel,
+    sources: Sequence[str | Path],
+    recipe: LearnRecipe,
+    folder: Path,
+    *,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> Candidates:
+    """Learns masks, with a checkpoint every now and then.
+
+    Args:
+        model: unchanged afterwards.
+        sources: texts to calibrate on and to learn from.
+        recipe: of a method that learns.
+        folder: of the run: checkpoints and log.csv.
+        resume: go on from the folder's checkpoint, if it has one.
+        progress: called with (steps done, steps in all, what).
+
+    Raises:
+        RecipeError: if the text is too short, or the folder's run is of another recipe, model
+            or text, or is there and `resume` is not asked.
+        ModelError: if nothing can be pruned, or the loss is NaN or infinite.
+    """
+    linears = prunable(model.module, recipe.include, recipe.ignore)
+    run = RunFolder(folder, _identity(linears, sources, recipe))
+    state = run.begin(resume=resume)
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    text = _text(model, sources, recipe, accelerator.num_processes)
+    start = _start(model, linears, sources, recipe, progress)
+    recompute = recomputed(model.module) if recipe.recompute else nullcontext()
+    with gated(model.module, linears, start.gates), recompute:
+        trainer = _trainer(accelerator, model, linears, start, text, recipe)
+        if state is not None:
+            state.load(start.gates, trainer.optimizer)
+            trainer.step = state.step
+        _run(trainer, run, text, progress)
+    return _candidates(start, linears, made_by(model, sources, recipe))
+
+
+def _identity(
+    linears: Mapping[str, Linear],
+    sources: Sequence[str | Path],
+    recipe: LearnRecipe,
+) -> dict[str, Any]:
+    options = {k: v for k, v in asdict(recipe).items() if k not in _FREE}
+    return {
+        "recipe": {**options, "sparsity": recipe.sparsity[0]},
+        "model": {
+            name: digests(linear.array())["float32"] for name, linear in linears.items()
+        },
+        "texts": [Path(source).name for source in sources],
+    }
+
+
+def _text(
+    model: LoadedModel, sources: Sequence[str | Path], recipe: LearnRecipe, processes: int
+) -> Windows:
+    return split_windows(
+        sources,
+        model.tokenizer,
+        needed=recipe.steps * recipe.accumulate * recipe.batch * processes,
+        window=recipe.window,
+        holdout=recipe.holdout,
+        seed=recipe.seed,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Start:
+    """Gates, ready to learn.
+
+    Attributes:
+        gates: by the names of their weights.
+        moment: that they share.
+        prior: the one-shot masks they start from; None for a method without tiles.
+        settings: of the method.
+    """
+
+    gates: dict[str, Gate]
+    moment: Moment
+    prior: Masks | None
+    settings: Settings
+
+
+def _start(
+    model: LoadedModel,
+    linears: Mapping[str, Linear],
+    sources: Sequence[str | Path],
+    recipe: LearnRecipe,
+    progress: Progress | None,
+) -> _Start:
+    statistics = gather_statistics(model, linears, sources, recipe, progress)
+    chosen = settings(recipe)
+    dtype = torch.bfloat16 if recipe.precision == "bf16" else None
+    moment = Moment(chosen.tile.at(0, 1), chosen.course.at(0, 1), dtype=dtype)
+    if recipe.method == "leap":
+        gates = free_gates(linears, statistics, recipe, chosen.pattern, moment)
+        return _Start(gates, moment, None, chosen)
+    gates, prior = tiled_gates(linears, statistics, recipe, chosen.pattern, moment)
+    return _Start(gates, moment, prior, chosen)
+
+
+def _trainer(
+    accelerator: Accelerator,
+    model: LoadedModel,
+    linears: Mapping[str, Linear],
+    start: _Start,
+    text: Windows,
+    recipe: LearnRecipe,
+) -> Trainer:
+    logits = [p for gate in start.gates.values() for p in gate.parameters() if p.requires_grad]
+    adam = torch.optim.Adam(logits, lr=0.0, betas=start.settings.betas, fused=True)
+    prepared, optimizer = accelerator.prepare(model.module, adam)
+    return Trainer(
+        accelerator,
+        prepared,
+        start.gates,
+        optimizer,
+        start.moment,
+        text.train,
+        recipe,
+        start.settings,
+        _penalties(linears, start, recipe),
+    )
+
+
+def _penalties(linears: Mapping[str, Linear], start: _Start, recipe: LearnRecipe) -> Penalties:
+    gates = start.gates
+    learned = all(gate.learns_tiles for gate in gates.values())
+    return Penalties(
+        density=start.settings.density_weight if learned else 0.0,
+        norm=start.settings.norm_weight,
+        variant=recipe.norm_term,
+        target=1.0 - recipe.sparsity[0],
+        size=sum(linears[name].weight.numel() for name in gates),
+        squares={name: float(linears[name].weight.float().square().sum()) for name in gates},
+    )
+
+
+def _run(trainer: Trainer, run: RunFolder, text: Windows, progress: Progress | None) -> None:
+    recipe = trainer.recipe
+
+    def after(record: Record) -> None:
+        row = {**asdict(record), "held_out": "", "hard_density": ""}
+        done = record.step == recipe.steps
+        if done or record.step % recipe.checkpoint_every == 0:
+            row |= _judged(trainer, text)
+            run.save(record.step, trainer.gates, trainer.optimizer)
+        run.log(row)
+        what = f"learning, loss {record.loss:.3f}, density {record.density:.3f}"
+        tell(progress, record.step, recipe.steps, what)
+
+    try:
+        trainer.run(after)
+    except KeyboardInterrupt:
+        run.save(trainer.step, trainer.gates, trainer.optimizer)
+        raise
+
+
+def _judged(trainer: Trainer, text: Windows) -> dict[str, float]:
+    if not len(text.held_out):
+        return {}
+    loss, density = trainer.judge(text.held_out)
+    return {"held_out": loss, "hard_density": density}
+
+
+def _candidates(
+    start: _Start, linears: Mapping[str, Linear], description: dict[str, Any]
+) -> Candidates:
+    if start.prior is None:
+        return FreeWeights(
+            [_free(linears[name], gate) for name, gate in start.gates.items()], description
+        )
+    weights = {
+        name: _hardened(mask, start.gates.get(name))
+        for name, mask in start.prior.weights.items()
+    }
+    return ScoredTiles(Masks(weights, description))
+
+
+def _free(linear: Linear, gate: Gate) -> FreeWeight:
+    logits = gate.tiles.detach().cpu().numpy()
+    return FreeWeight(linear.name, logits, digests(linear.array()))
+
+
+def _hardened(mask: WeightMask, gate: Gate | None) -> WeightMask:
+    """Gives a one-shot mask the pattern that was learned, and its tiles' logits as scores."""
+    if gate is None:
+        return mask
+    keep = gate.pattern.hard(gate.stored.detach()).cpu().numpy()
+    packed = pack_keep(keep)
+    scores = gate.tiles.detach().cpu().numpy()
+    if gate.learns_tiles:
+        # A budget takes the least score per zero: that of a logit must be the logit.
+        scores = (scores * (mask.grid.areas // 2)).astype(np.float32)
+    return replace(mask, bits=lambda: packed, scores=scores)

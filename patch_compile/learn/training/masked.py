@@ -1,0 +1,80 @@
+"""Putting gates into a model, and taking them out again."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from patch_compile.learn._quiet import quiet
+from patch_compile.learn.linears import Linear
+from patch_compile.learn.training.gate import Gate
+
+__all__ = ["MaskedLinear", "gated", "recomputed"]
+
+
+class MaskedLinear(nn.Module):
+    """A linear layer whose weight passes a gate.
+
+    Attributes:
+        layer: the frozen layer, of whatever class.
+        gate: of its weight.
+    """
+
+    def __init__(self, linear: Linear, gate: Gate) -> None:
+        super().__init__()
+        self.layer = linear.module
+        self.gate = gate
+        self._matrix = linear.matrix
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns x (W M)^T + b, float (..., N), from x, float (..., K)."""
+        weight = self._matrix(self.layer.get_parameter("weight"))
+        masked = weight if self.gate.moment.opened else self.gate(weight)
+        bias = getattr(self.layer, "bias", None)
+        return nn.functional.linear(x, masked.to(x.dtype), bias)
+
+
+@contextmanager
+def gated(
+    model: PreTrainedModel, linears: Mapping[str, Linear], gates: Mapping[str, Gate]
+) -> Iterator[None]:
+    """Freezes a model and puts gates before its weights; all is as before afterwards."""
+    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    model.requires_grad_(False)
+    for name, gate in gates.items():
+        _replace(model, name, MaskedLinear(linears[name], gate))
+    try:
+        yield
+    finally:
+        for name in gates:
+            _replace(model, name, linears[name].module)
+        for parameter, required in before:
+            parameter.requires_grad_(required)
+
+
+@contextmanager
+def recomputed(model: PreTrainedModel) -> Iterator[None]:
+    """Lets blocks recompute their activations in the backward pass, and ends that again."""
+    blocks = [m for m in model.modules() if hasattr(m, "gradient_checkpointing")]
+    # Transformers 5 has another name for the two, transformers 4 only these; both untyped.
+    switch: Any = model
+    with quiet():
+        switch.gradient_checkpointing_enable({"use_reentrant": False})
+    # Blocks recompute only while they train; the dropouts inside them must not.
+    for block in blocks:
+        block.training = True
+    try:
+        yield
+    finally:
+        with quiet():
+            switch.gradient_checkpointing_disable()
+        for block in blocks:
+            block.training = False
+
+
+def _replace(model: nn.Module, weight: str, layer: nn.Module) -> None:
+    path = weight.removesuffix(".weight")
+    parent, _, child = path.rpartition(".")
+    setattr(model.get_submodule(parent), child, layer)

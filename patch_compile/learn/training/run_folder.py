@@ -1,0 +1,177 @@
+"""The folder of a run: its checkpoint, to go on from, and its log.
+
+A checkpoint is `step-NNNNNNN.safetensors`, every gate's tensors and Adam's moments, and
+`state.json`, which names it and says what it belongs to.
+"""
+
+import csv
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import Parameter
+
+from patch_compile.errors import RecipeError
+from patch_compile.io.atomic import staged_folder, write_text
+from patch_compile.learn.training.gate import Gate
+
+__all__ = ["RunFolder", "State"]
+
+_FORMAT = "patch-compile/run"
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """Where a run stood.
+
+    Attributes:
+        step: steps done.
+        tensors: `NAME/tiles` and `NAME/stored` of every gate, and Adam's moments of those
+            that learn, `NAME/tiles/exp_avg` and so on.
+    """
+
+    step: int
+    tensors: Mapping[str, Tensor]
+
+    def load(self, gates: Mapping[str, Gate], optimizer: Any = None) -> None:
+        """Puts the tensors into gates of the same run, and into their optimiser."""
+        for key, parameter in _parameters(gates).items():
+            with torch.no_grad():
+                parameter.copy_(self.tensors[key])
+            if optimizer is not None and parameter.requires_grad:
+                optimizer.state[parameter] = self._moments(key)
+
+    def _moments(self, key: str) -> dict[str, Tensor]:
+        moments = {name: self.tensors[f"{key}/{name}"] for name in _MOMENTS}
+        return {"step": torch.tensor(float(self.step)), **moments}
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run's files.
+
+    Attributes:
+        path: the folder.
+        identity: what a checkpoint must agree in to be gone on from: recipe, weights, texts.
+    """
+
+    path: Path
+    identity: Mapping[str, Any]
+
+    def begin(self, *, resume: bool) -> State | None:
+        """Returns the checkpoint to go on from, or None to start afresh.
+
+        Raises:
+            RecipeError: if there is one and `resume` is not asked, or it is of another run.
+        """
+        state = self.load()
+        if state is not None and not resume:
+            raise RecipeError(
+                f"run '{self.path}' | is at step {state.step}; --resume to go on, or start "
+                "afresh in another folder"
+            )
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.trim_log(0 if state is None else state.step)
+        return state
+
+    def save(self, step: int, gates: Mapping[str, Gate], optimizer: Any) -> None:
+        """Writes a checkpoint; the one before stays until this one is whole."""
+        tensors: dict[str, Tensor] = {}
+        for key, parameter in _parameters(gates).items():
+            tensors[key] = parameter.detach().contiguous()
+            for name in _MOMENTS if parameter in optimizer.state else ():
+                tensors[f"{key}/{name}"] = optimizer.state[parameter][name].contiguous()
+        arrays = f"step-{step:07}.safetensors"
+        with staged_folder(self.path) as stage:
+            save_file(tensors, stage / arrays)
+        index = {"format": _FORMAT, "version": 1, "step": step, "arrays": arrays}
+        text = json.dumps({**index, "identity": self.identity}, indent=1) + "\n"
+        # Only this makes the new arrays count.
+        write_text(self.path / "state.json", text)
+        for old in self.path.glob("step-*.safetensors"):
+            if old.name != arrays:
+                old.unlink(missing_ok=True)
+
+    def load(self) -> State | None:
+        """Reads the checkpoint; None if there is none.
+
+        Raises:
+            RecipeError: if it is damaged, or of another run.
+        """
+        index = self._index()
+        if index is None:
+            return None
+        self._check(index)
+        try:
+            # Only a name of ours: the index may have been edited.
+            arrays = self.path / f"step-{index['step']:07}.safetensors"
+            return State(index["step"], load_file(arrays))
+        except (OSError, SafetensorError, ValueError, KeyError) as error:
+            raise RecipeError(
+                f"run '{self.path}' | has arrays that cannot be read: {error}; start afresh"
+            ) from error
+
+    def _index(self) -> Any:
+        try:
+            return json.loads((self.path / "state.json").read_text("utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise RecipeError(
+                f"run '{self.path}' | has a state.json that cannot be read: {error}; start "
+                "afresh in another folder"
+            ) from error
+
+    def _check(self, index: Any) -> None:
+        if not isinstance(index, dict) or index.get("format") != _FORMAT:
+            raise RecipeError(f"run '{self.path}' | holds no run of patch-compile")
+        before = index.get("identity", {})
+        # As JSON gives it back: tuples are lists there.
+        for what, value in json.loads(json.dumps(self.identity)).items():
+            if before.get(what) != value:
+                difference = _differing(before.get(what), value)
+                raise RecipeError(
+                    f"run '{self.path}' | is of another {what}: {difference}; resume with the "
+                    "same, or start afresh in another folder"
+                )
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Adds a row to log.csv."""
+        path = self.path / "log.csv"
+        with path.open("a", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, row)
+            if file.tell() == 0:
+                writer.writeheader()
+            writer.writerow(row)
+
+    def trim_log(self, step: int) -> None:
+        """Drops the rows of steps after `step`, which a resumed run takes again."""
+        path = self.path / "log.csv"
+        if not path.exists():
+            return
+        head, *rows = path.read_text("utf-8").splitlines(keepends=True)
+        kept = [row for row in rows if int(row.partition(",")[0]) <= step]
+        write_text(path, head + "".join(kept))
+
+
+def _parameters(gates: Mapping[str, Gate]) -> dict[str, Parameter]:
+    return {
+        f"{name}/{part}": parameter
+        for name, gate in gates.items()
+        for part, parameter in gate.named_parameters()
+    }
+
+
+def _differing(before: Any, now: Any) -> str:
+    """Says briefly in what two values differ."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = [key for key in now if before.get(key) != now[key]]
+        return ", ".join(f"{key} {before.get(key)!r}, now {now[key]!r}" for key in keys[:2])
+    return f"{str(before)[:80]!r}, now {str(now)[:80]!r}"

@@ -1,0 +1,191 @@
+"""The loop: forward, backward, step.
+
+B: windows in a forward pass. T: tokens in a window.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from torch import Tensor
+
+from patch_compile.errors import ModelError
+from patch_compile.learn.training.gate import Gate, Moment
+from patch_compile.learn.training.noise import Draw
+from patch_compile.learn.training.objective import Penalties, language_loss
+from patch_compile.learn.training.schedule import Annealed, learning_rate
+from patch_compile.learn.training.settings import Settings
+from patch_compile.recipe import LearnRecipe
+
+__all__ = ["Record", "Trainer"]
+
+# Near enough to 0 that a logit of 1e-3 already decides.
+_HARD = Annealed(temperature=1e-6, scale=1.0)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One step, as it is logged.
+
+    Attributes:
+        step: from 1.
+        loss: of the language model, nats a token.
+        penalty: density and norm terms.
+        density: mean of the sampled masks.
+        lr: learning rate.
+        seconds: the step took.
+    """
+
+    step: int
+    loss: float
+    penalty: float
+    density: float
+    lr: float
+    seconds: float
+
+
+@dataclass
+class Trainer:
+    """A run: its model, its gates, its optimiser.
+
+    Attributes:
+        accelerator: places and spreads the model.
+        model: as the accelerator prepared it, gates in it.
+        gates: by the names of their weights.
+        optimizer: of their logits.
+        moment: shared by the gates.
+        windows: int64 (steps * windows a step, T).
+        recipe: what was asked.
+        settings: of the method.
+        penalties: of the objective.
+        step: steps done.
+    """
+
+    accelerator: Accelerator
+    model: Any
+    gates: Mapping[str, Gate]
+    optimizer: Any
+    moment: Moment
+    windows: NDArray[np.int64]
+    recipe: LearnRecipe
+    settings: Settings
+    penalties: Penalties
+    step: int = 0
+
+    def run(self, after: Callable[[Record], None]) -> None:
+        """Takes the steps that remain; `after` is called when one is done.
+
+        Raises:
+            ModelError: if the loss is NaN or infinite; the step is not taken.
+        """
+        while self.step < self.recipe.steps:
+            record = self._take()
+            self.step += 1
+            after(record)
+
+    def _take(self) -> Record:
+        begun = perf_counter()
+        steps = self.recipe.steps
+        self.moment.tile = self.settings.tile.at(self.step, steps)
+        self.moment.pattern = self.settings.course.at(self.step, steps)
+        rate = learning_rate(self.settings.lr, self.step, steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        passes = [self._pass(micro) for micro in range(self.recipe.accumulate)]
+        self.accelerator.clip_grad_norm_(self._logits(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss, penalty, density = np.mean(passes, axis=0)
+        return Record(self.step + 1, loss, penalty, density, rate, perf_counter() - begun)
+
+    def _pass(self, micro: int) -> tuple[float, float, float]:
+        """Runs one batch forward and backward: loss, penalty, density."""
+        accelerator, recipe = self.accelerator, self.recipe
+        slot = micro * accelerator.num_processes + accelerator.process_index
+        self.moment.draw = Draw(recipe.seed, self.step, slot)
+        ids = self._batch(slot)
+        last = micro == recipe.accumulate - 1
+        share = 1.0 / recipe.accumulate
+        with nullcontext() if last else accelerator.no_sync(self.model):
+            loss = self.loss(ids)
+            self._check(loss.item())
+            gates = list(self.gates.values())
+            penalty = self.penalties.apply(gates, self.step / recipe.steps, share)
+            accelerator.backward(loss * share)
+        return loss.item(), penalty, self._density()
+
+    def _density(self) -> float:
+        """Returns the mean of all masks, as they were last drawn."""
+        return sum(gate.kept.item() for gate in self.gates.values()) / self.penalties.size
+
+    def loss(self, ids: Tensor) -> Tensor:
+        """Returns the loss of a batch, int64 (B, T), in nats a token."""
+        dense = None
+        if self.recipe.distill:
+            # The same weights with open gates: a teacher that needs no memory of its own.
+            with torch.no_grad(), self._opened():
+                dense = self._logits_of(ids)
+        return language_loss(self._logits_of(ids), ids, dense)
+
+    @torch.no_grad()
+    def judge(self, windows: NDArray[np.int64]) -> tuple[float, float]:
+        """Returns the next-token loss of hard masks on windows never learned from.
+
+        Returns:
+            nats a token, and the density of the hard masks.
+        """
+        before = Moment(**vars(self.moment))
+        self.moment.tile = self.moment.pattern = _HARD
+        self.moment.draw = None
+        losses = []
+        for window in windows:
+            ids = self._tensor(window[None])
+            losses.append(language_loss(self._logits_of(ids), ids, None).item())
+        vars(self.moment).update(vars(before))
+        return float(np.mean(losses)), self._density()
+
+    def _logits_of(self, ids: Tensor) -> Tensor:
+        kind = self.accelerator.device.type
+        with torch.autocast(kind, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
+            logits: Tensor = self.model(input_ids=ids, use_cache=False).logits
+        return logits
+
+    @contextmanager
+    def _opened(self) -> Iterator[None]:
+        self.moment.opened = True
+        try:
+            yield
+        finally:
+            self.moment.opened = False
+
+    def _batch(self, slot: int) -> Tensor:
+        """Returns the windows of one pass, int64 (B, T); none is ever used twice."""
+        size = self.recipe.batch
+        passes = self.recipe.accumulate * self.accelerator.num_processes
+        first = (self.step * passes + slot) * size
+        return self._tensor(self.windows[first : first + size])
+
+    def _tensor(self, windows: NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(windows.astype(np.int64)).to(self.accelerator.device)
+
+    def _check(self, loss: float) -> None:
+        if math.isfinite(loss):
+            return
+        largest = max(logit.detach().abs().max().item() for logit in self._logits())
+        raise ModelError(
+            f"loss | is {loss} at step {self.step + 1} (learning rate "
+            f"{self.optimizer.param_groups[0]['lr']:.2g}, largest logit {largest:.3g}); lower "
+            "--lr or use --precision fp32, then --resume from the last checkpoint"
+        )
+
+    def _logits(self) -> list[Tensor]:
+        return [
+            p for gate in self.gates.values() for p in gate.parameters() if p.requires_grad
+        ]

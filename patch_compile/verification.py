@@ -1,0 +1,152 @@
+"""Is the compiled model the masked model? ONNX Runtime is asked."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from patch_compile._require import require
+from patch_compile.expected import masked_tensors
+from patch_compile.recipe import VerifyRecipe
+from patch_compile.tiles.masks import Masks
+
+if TYPE_CHECKING:
+    from patch_compile.runtimes.comparison import Comparison
+    from patch_compile.runtimes.onnxruntime import Session
+
+__all__ = ["Verification", "verify"]
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `verify` found.
+
+    Attributes:
+        comparison: compiled against masked, output by output.
+        perplexity: of `dense`, `masked` and `compiled` on the text, where one was given.
+        tokens: predictions that the perplexities are the mean of.
+        unapplied: masks that neither model applies, each with the reason.
+    """
+
+    comparison: "Comparison"
+    perplexity: dict[str, float]
+    tokens: int
+    unapplied: dict[str, str]
+
+    @property
+    def passed(self) -> bool:
+        """Every output is within tolerance."""
+        return self.comparison.passed
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns what `json.dumps(..., allow_nan=False)` takes: NaN and inf as strings."""
+        scores = {
+            name: score if math.isfinite(score) else str(score)
+            for name, score in self.perplexity.items()
+        }
+        return {
+            **self.comparison.to_json(),
+            "perplexity": scores,
+            "tokens": self.tokens,
+            "unapplied": self.unapplied,
+        }
+
+
+def verify(
+    model: str | Path,
+    compiled: str | Path,
+    masks: str | Path | Masks,
+    recipe: VerifyRecipe | None = None,
+    *,
+    data: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Verification:
+    """Compares a compiled model with the masked dense one on onnxruntime's CPU provider.
+
+    The reference is the original model with its weights masked by numpy; none of the
+    rewrite's code makes it. Which mask belongs to which weight it takes from the binding.
+
+    Args:
+        model: the original, dense .onnx file.
+        compiled: the compiled .onnx file; its report.json and plan.json lie beside it.
+        masks: what it was compiled with.
+        recipe: tolerances and the amount of text.
+        data: UTF-8 text for perplexities; without it, inputs are random.
+        tokenizer: `tokenizer.json`; by default the one beside `model`.
+        progress: called with (steps done, steps in all, what).
+
+    Raises:
+        ModelError: a model cannot be read or run.
+        MaskError: the masks do not belong to the model.
+        RuntimeUnavailable: onnxruntime is missing.
+    """
+    runtime = require("patch_compile.runtimes.onnxruntime", "cpu")
+    reference = require("patch_compile.runtimes.reference", "cpu")
+    require("onnxruntime", "cpu")
+    recipe = recipe or VerifyRecipe()
+    model, compiled = Path(model), Path(compiled)
+    tensors, unapplied = masked_tensors(model, compiled, masks)
+    compiled_session = runtime.open_session(compiled)
+    windows = None
+    if data is not None:
+        windows = _windows(
+            Path(data), Path(tokenizer or model.parent / "tokenizer.json"), recipe
+        )
+    masked_session = reference.open_reference(model, tensors, progress=progress)
+    comparison = _compare(masked_session, compiled_session, windows, recipe)
+    if windows is None:
+        return Verification(comparison, {}, 0, unapplied)
+    scores = {
+        "masked": _perplexity(masked_session, windows, "masked", progress),
+        "compiled": _perplexity(compiled_session, windows, "compiled", progress),
+    }
+    # Sessions hold whole models: the dense one opens when the masked one has gone.
+    del masked_session, tensors
+    dense = _perplexity(runtime.open_session(model), windows, "dense", progress)
+    predictions = windows.shape[0] * (windows.shape[1] - 1)
+    scores = {"dense": dense, **scores}
+    return Verification(comparison, scores, predictions, unapplied)
+
+
+def _windows(data: Path, tokenizer: Path, recipe: VerifyRecipe) -> NDArray[np.int64]:
+    perplexity = require("patch_compile.runtimes.perplexity", "cpu")
+    found: NDArray[np.int64] = perplexity.text_windows(
+        data, tokenizer, recipe.tokens, recipe.window
+    )
+    return found
+
+
+def _compare(
+    masked: "Session",
+    compiled: "Session",
+    windows: NDArray[np.int64] | None,
+    recipe: VerifyRecipe,
+) -> "Comparison":
+    inputs = require("patch_compile.runtimes.inputs", "cpu")
+    comparison = require("patch_compile.runtimes.comparison", "cpu")
+    if windows is None:
+        feeds = inputs.random_inputs(masked, seed=recipe.seed)
+    else:
+        feeds = inputs.token_inputs(masked, windows[:1])
+    found: Comparison = comparison.compare_outputs(masked, compiled, feeds, recipe)
+    return found
+
+
+def _perplexity(
+    session: "Session", windows: NDArray[np.int64], what: str, progress: Progress | None
+) -> float:
+    perplexity = require("patch_compile.runtimes.perplexity", "cpu")
+
+    def step(done: int, total: int, _: str) -> None:
+        if progress is not None:
+            progress(done, total, f"perplexity, {what}")
+
+    score: float = perplexity.perplexity(session, windows, step)
+    return score
