@@ -17,11 +17,10 @@ __all__ = [
     "VerifyRecipe",
 ]
 
-OneShot = Literal["magnitude", "wanda", "sparsegpt"]
+OneShot = Literal["magnitude", "wanda"]
 Method = Literal[
     "magnitude",
     "wanda",
-    "sparsegpt",
     "patch-tile",
     "patch-joint",
     "maskllm",
@@ -29,7 +28,6 @@ Method = Literal[
     "leap",
 ]
 Selection = Literal["fisher", "error", "learned"]
-Structure = Literal["2:4", "unstructured"]
 Tie = Literal["mlp", "heads"]
 FloatType = Literal["fp32", "fp16", "bf16"]
 LoweringChoice = Literal["auto", "dense", "whole", "columns", "reduction", "cover"]
@@ -71,9 +69,9 @@ class LearnRecipe:
     Options that are None take the method's own value, see `learn/settings.py`.
 
     Attributes:
-        method: `magnitude`, `wanda` and `sparsegpt` rank weights from one pass over a text;
-            `topk-ste`, `maskllm`, `patch-tile`, `patch-joint` and `leap` learn, `leap`
-            without any pattern.
+        method: `magnitude` and `wanda` rank weights from one pass over a text; `topk-ste`,
+            `maskllm`, `patch-tile`, `patch-joint` and `leap` learn, `leap` without any
+            pattern.
         select: what ranks tiles: `fisher`, sum of g^2 w^2 over the weights that would go;
             `error`, the sum of the prior's own squared scores; `learned`, a logit a tile.
             None is `learned` for `patch-tile` and `patch-joint`, else `fisher`.
@@ -82,9 +80,6 @@ class LearnRecipe:
             of the inner axis; `heads`, q, k, v by rows and o by columns share one for each
             key-value head. Other weights keep `tile`.
         tie_block: inner features of an `mlp` block.
-        structure: `2:4` in sparse tiles, or `unstructured` zeros without tiles, for one-shot
-            methods: the ceiling of accuracy, dense to every kernel.
-        update: let `sparsegpt` change the weights that stay; the model is written too.
         sparsity: zeros over all weights of the pruned linears, 0 to 0.5; several, as in
             `0.25,0.35`, give a file each, the first is what learning aims at.
         samples: calibration windows.
@@ -115,8 +110,6 @@ class LearnRecipe:
     tile: str = "128x128"
     tie: tuple[Tie, ...] = ()
     tie_block: int = 64
-    structure: Structure = "2:4"
-    update: bool = False
     sparsity: tuple[float, ...] = (0.25,)
     samples: int = 16
     window: int = 512
@@ -142,8 +135,7 @@ class LearnRecipe:
         _check_kinds(self)
         if not self.sparsity:
             raise RecipeError("sparsity | is empty; expected a number from 0 to 0.5")
-        free = self.method == "leap" or self.structure == "unstructured"
-        top = 1.0 if free else 0.5
+        top = 1.0 if self.method == "leap" else 0.5
         for sparsity in self.sparsity:
             _within("sparsity", sparsity, 0.0, top)
         for name in ("samples", "steps", "batch", "accumulate", "checkpoint_every"):
@@ -154,25 +146,11 @@ class LearnRecipe:
             if getattr(self, name) is not None:
                 _within(name, getattr(self, name), 0.0, 1e6)
         self._check_selection()
-        self._check_combination()
-
-    def _check_combination(self) -> None:
-        if self.update and self.method != "sparsegpt":
-            raise RecipeError(
-                f"update | is asked of method '{self.method}'; only 'sparsegpt' changes "
-                "weights; leave it out"
-            )
-        if self.structure == "unstructured" and self.learns:
-            raise RecipeError(
-                f"structure | is 'unstructured' for method '{self.method}'; expected a "
-                "one-shot method, or 'leap', which has no other"
-            )
 
     def _check_selection(self) -> None:
         wrong = {
             "magnitude": ("learned",),
             "wanda": ("learned",),
-            "sparsegpt": ("learned",),
             "patch-tile": ("fisher", "error"),
             "patch-joint": ("fisher", "error"),
         }.get(self.method, ())

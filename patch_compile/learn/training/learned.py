@@ -22,11 +22,12 @@ from patch_compile.learn.candidates import (
     ScoredTiles,
     made_by,
 )
+from patch_compile.learn.layout import layout
 from patch_compile.learn.linears import Linear, prunable
 from patch_compile.learn.model import LoadedModel
 from patch_compile.learn.oneshot import gather_statistics
 from patch_compile.learn.text import Windows, split_windows
-from patch_compile.learn.training.gate import Gate, Moment
+from patch_compile.learn.training.gate import Gate, Moment, parameters_of
 from patch_compile.learn.training.masked import gated, recomputed
 from patch_compile.learn.training.objective import Penalties
 from patch_compile.learn.training.run_folder import RunFolder
@@ -143,7 +144,8 @@ def _start(
     if recipe.method == "leap":
         gates = free_gates(linears, statistics, recipe, chosen.pattern, moment)
         return _Start(gates, moment, None, chosen)
-    gates, prior = tiled_gates(linears, statistics, recipe, chosen.pattern, moment)
+    cuts = layout(model.module, linears, recipe)
+    gates, prior = tiled_gates(linears, statistics, recipe, chosen.pattern, moment, cuts)
     return _Start(gates, moment, prior, chosen)
 
 
@@ -155,7 +157,7 @@ def _trainer(
     text: Windows,
     recipe: LearnRecipe,
 ) -> Trainer:
-    logits = [p for gate in start.gates.values() for p in gate.parameters() if p.requires_grad]
+    logits = [p for p in parameters_of(start.gates).values() if p.requires_grad]
     adam = torch.optim.Adam(logits, lr=0.0, betas=start.settings.betas, fused=True)
     prepared, optimizer = accelerator.prepare(model.module, adam)
     return Trainer(
@@ -236,7 +238,7 @@ def _hardened(mask: WeightMask, gate: Gate | None) -> WeightMask:
         return mask
     keep = gate.pattern.hard(gate.stored.detach()).cpu().numpy()
     packed = pack_keep(keep)
-    scores = gate.tiles.detach().cpu().numpy()
+    scores = gate.logits.detach().cpu().numpy()
     if gate.learns_tiles:
         # A budget takes the least score per zero: that of a logit must be the logit.
         scores = (scores * (mask.grid.areas // 2)).astype(np.float32)

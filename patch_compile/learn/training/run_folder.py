@@ -15,11 +15,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.nn import Parameter
 
 from patch_compile.errors import RecipeError
 from patch_compile.io.atomic import staged_folder, write_text
-from patch_compile.learn.training.gate import Gate
+from patch_compile.learn.training.gate import Gate, parameters_of
 
 __all__ = ["RunFolder", "State"]
 
@@ -42,7 +41,7 @@ class State:
 
     def load(self, gates: Mapping[str, Gate], optimizer: Any = None) -> None:
         """Puts the tensors into gates of the same run, and into their optimiser."""
-        for key, parameter in _parameters(gates).items():
+        for key, parameter in parameters_of(gates).items():
             with torch.no_grad():
                 parameter.copy_(self.tensors[key])
             if optimizer is not None and parameter.requires_grad:
@@ -84,7 +83,7 @@ class RunFolder:
     def save(self, step: int, gates: Mapping[str, Gate], optimizer: Any) -> None:
         """Writes a checkpoint; the one before stays until this one is whole."""
         tensors: dict[str, Tensor] = {}
-        for key, parameter in _parameters(gates).items():
+        for key, parameter in parameters_of(gates).items():
             tensors[key] = parameter.detach().contiguous()
             for name in _MOMENTS if parameter in optimizer.state else ():
                 tensors[f"{key}/{name}"] = optimizer.state[parameter][name].contiguous()
@@ -159,14 +158,6 @@ class RunFolder:
         head, *rows = path.read_text("utf-8").splitlines(keepends=True)
         kept = [row for row in rows if int(row.partition(",")[0]) <= step]
         write_text(path, head + "".join(kept))
-
-
-def _parameters(gates: Mapping[str, Gate]) -> dict[str, Parameter]:
-    return {
-        f"{name}/{part}": parameter
-        for name, gate in gates.items()
-        for part, parameter in gate.named_parameters()
-    }
 
 
 def _differing(before: Any, now: Any) -> str:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from patch_compile.errors import ModelError
-from patch_compile.learn.training.gate import Gate, Moment
+from patch_compile.learn.training.gate import Gate, Moment, parameters_of
 from patch_compile.learn.training.noise import Draw
 from patch_compile.learn.training.objective import Penalties, language_loss
 from patch_compile.learn.training.schedule import Annealed, learning_rate
@@ -186,6 +186,4 @@ class Trainer:
         )
 
     def _logits(self) -> list[Tensor]:
-        return [
-            p for gate in self.gates.values() for p in gate.parameters() if p.requires_grad
-        ]
+        return [p for p in parameters_of(self.gates).values() if p.requires_grad]

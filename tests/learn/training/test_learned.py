@@ -299,3 +299,28 @@ def test_every_family_learns(kind: str, tmp_path: Path) -> None:
     moments = [v for k, v in _logits(tmp_path / "run").items() if k.endswith("exp_avg")]
     assert moments
     assert all(moment.abs().sum() > 0 for moment in moments)
+
+
+@pytest.mark.parametrize("method", ["topk-ste", "patch-joint"])
+def test_tied_tiles_go_together_and_a_killed_run_of_them_goes_on(
+    model: LoadedModel,
+    text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+) -> None:
+    recipe = _recipe(method, tie=("mlp", "heads"), tie_block=16)
+    whole = learn_gates(model, [text], recipe, tmp_path / "whole").cut(0.3)
+    with monkeypatch.context() as patch, pytest.raises(_Killed):  # noqa: PT012 # both end here
+        _stop_at(patch, 4, _Killed())
+        learn_gates(model, [text], recipe, tmp_path / "cut")
+    resumed = learn_gates(model, [text], recipe, tmp_path / "cut", resume=True).cut(0.3)
+    for name, mask in whole.weights.items():
+        assert np.array_equal(mask.bits(), resumed.weights[name].bits())
+    for block in range(2):
+        mlp = f"model.layers.{block}.mlp"
+        gate, up, down = (
+            whole.weights[f"{mlp}.{n}_proj.weight"] for n in ("gate", "up", "down")
+        )
+        assert np.array_equal(gate.dense, up.dense)
+        assert np.array_equal(gate.dense.ravel(), down.dense.ravel())
