@@ -131,10 +131,15 @@ def learn(
         resume: go on from the checkpoint in the run's folder.
     """
     folder = run or output.with_suffix(".run")
-    with progress_bar() as progress:
-        found = api.learn_candidates(
-            model, data, recipe, run=folder, resume=resume, progress=progress
-        )
+    try:
+        with progress_bar() as progress:
+            found = api.learn_candidates(
+                model, data, recipe, run=folder, resume=resume, progress=progress
+            )
+    except KeyboardInterrupt:
+        if (folder / "state.json").exists():
+            say(f"'{folder}' | keeps what was learned so far; go on with --resume")
+        raise
     for sparsity in recipe.sparsity:
         masks = found.cut(sparsity)
         path = output if len(recipe.sparsity) == 1 else _numbered(output, sparsity)

@@ -1,0 +1,143 @@
+"""`learn` with a method that learns, and `cut`."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from patch_compile.io.load_masks import load_masks
+from patch_compile.learn.model import save_checkpoint
+from tests.cli.conftest import Cli
+from tests.learn.tiny import tiny_model, write_text
+
+LEARN = ["--method", "topk-ste", "--tile", "band:8", "--samples", "2", "--window", "16"]
+LEARN += ["--holdout", "2"]
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("llama")
+    save_checkpoint(tiny_model("llama", layers=1), folder)
+    return folder
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    return write_text(tmp_path / "text.txt", 900)
+
+
+def test_every_sparsity_gets_a_file(cli: Cli, llama: Path, text: Path, tmp_path: Path) -> None:
+    path = tmp_path / "masks.json"
+    options = [*LEARN, "--steps", "2", "--sparsity", "0.25,0.4"]
+    ran = cli("learn", llama, "--data", text, *options, "-o", path)
+    assert ran.code == 0, ran.err
+    assert not path.exists()
+    for sparsity in (0.25, 0.4):
+        masks = load_masks(tmp_path / f"masks-{sparsity:g}.json")
+        # Half a band of 8 x 172, in zeros, over the 40,000 weights.
+        assert masks.sparsity == pytest.approx(sparsity, abs=0.01)
+        assert f"wrote {tmp_path}/masks-{sparsity:g}.json\n" in ran.err
+    rows = (tmp_path / "masks.run" / "log.csv").read_text("utf-8").splitlines()
+    assert len(rows) == 3
+
+
+def test_cut_lowers_what_learn_wrote(
+    cli: Cli, llama: Path, text: Path, tmp_path: Path
+) -> None:
+    path, lower = tmp_path / "masks.json", tmp_path / "lower.json"
+    options = ["--tile", "band:8", "--samples", "2", "--window", "16", "--sparsity", "0.4"]
+    cli("learn", llama, "--data", text, *options, "-o", path)
+    ran = cli("cut", path, "--sparsity", "0.2", "-o", lower)
+    assert ran.code == 0, ran.err
+    before, after = load_masks(path), load_masks(lower)
+    assert ran.out == f"7 weights, sparsity {after.sparsity:.4%}\n"
+    assert after.sparsity == pytest.approx(0.2, abs=0.01)
+    for name, mask in after.weights.items():
+        assert (before.weights[name].dense <= mask.dense).all()
+    ran = cli("cut", lower, "--sparsity", "0.3", "-o", tmp_path / "no.json")
+    assert ran.code == 1
+    assert "a cut only lowers it" in ran.err
+
+
+def test_both_texts_are_learned_from(
+    cli: Cli, llama: Path, text: Path, tmp_path: Path
+) -> None:
+    other = write_text(tmp_path / "other.txt", 900, seed=1)
+    options = [*LEARN, "--steps", "80", "-o", tmp_path / "masks.json"]
+    ran = cli("learn", llama, "--data", text, *options)
+    assert ran.code == 1
+    assert "has 900 tokens; 1312 are needed for 82 windows of 16" in ran.err
+    ran = cli("learn", llama, "--data", text, "--data", other, *options)
+    assert ran.code == 0, ran.err
+
+
+def _command(*words: str | Path) -> list[str]:
+    return [sys.executable, "-m", "patch_compile", *map(str, words)]
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_run_that_was_stopped_goes_on_to_the_same_masks(
+    llama: Path, text: Path, tmp_path: Path, how: signal.Signals
+) -> None:
+    options = [*LEARN, "--steps", "40", "--checkpoint-every", "1", "--sparsity", "0.3"]
+    learn = _command("learn", llama, "--data", text, *options, "-o")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    stopped = subprocess.Popen(
+        [*learn, str(tmp_path / "cut.json")],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    log = tmp_path / "cut.run" / "log.csv"
+    while not log.exists() or log.read_text("utf-8").count("\n") < 4:
+        assert stopped.poll() is None, stopped.communicate()[1]
+        time.sleep(0.02)
+    stopped.send_signal(how)
+    _, errors = stopped.communicate(timeout=60)
+    assert not (tmp_path / "cut.json").exists()
+    if how == signal.SIGINT:
+        assert stopped.returncode == 130
+        assert "keeps what was learned so far; go on with --resume\n" in errors
+    for name, more in (("cut.json", ["--resume"]), ("whole.json", [])):
+        subprocess.run([*learn, str(tmp_path / name), *more], check=True, env=environment)
+    cut, whole = load_masks(tmp_path / "cut.json"), load_masks(tmp_path / "whole.json")
+    for name, mask in whole.weights.items():
+        assert np.array_equal(mask.bits(), cut.weights[name].bits())
+        assert np.array_equal(mask.dense, cut.weights[name].dense)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--sparsity", "0.6"], "sparsity | is 0.6; expected a number from 0.0 to 0.5"),
+        (["--sparsity", "-0.1"], "sparsity | is -0.1; expected a number from 0.0 to 0.5"),
+        (["--tile", "8x6"], "tile width along K | is 6; expected a multiple of 4"),
+        (["--include", "none*"], "weights | none of 7 is chosen"),
+        (["--method", "patch-tile", "--select", "error"], "select | is 'error', which method"),
+        (["--tie", "mlp", "--tie-block", "6"], "tie-block | is 6; expected a multiple of 4"),
+        (["--steps", "0"], "steps | is 0; expected a number from 1"),
+    ],
+)
+def test_bad_options_are_told_in_one_line(
+    cli: Cli, llama: Path, text: Path, tmp_path: Path, options: list[str], message: str
+) -> None:
+    defaults = {"--method": "topk-ste", "--samples": "2", "--window": "16"}
+    given = dict(zip(options[::2], options[1::2], strict=True))
+    asked = [word for pair in (defaults | given).items() for word in pair]
+    ran = cli("learn", llama, "--data", text, *asked, "-o", tmp_path / "masks.json")
+    assert (ran.code, ran.out) == (1, "")
+    assert ran.err.startswith(f"patch-compile: {message}"), ran.err
+    assert ran.err.count("\n") == 1
+
+
+def test_an_empty_text_is_told_in_one_line(cli: Cli, llama: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty.txt"
+    empty.write_text(" \n", "utf-8")
+    ran = cli("learn", llama, "--data", empty, *LEARN, "-o", tmp_path / "masks.json")
+    assert (ran.code, ran.err.count("\n")) == (1, 1)
+    assert "is empty" in ran.err
