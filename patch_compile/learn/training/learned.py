@@ -22,7 +22,7 @@ from patch_compile.learn.candidates import (
     ScoredTiles,
     made_by,
 )
-from patch_compile.learn.layout import layout
+from patch_compile.learn.layout import Layout, layout
 from patch_compile.learn.linears import Linear, prunable
 from patch_compile.learn.model import LoadedModel
 from patch_compile.learn.oneshot import gather_statistics
@@ -70,11 +70,13 @@ def learn_gates(
         ModelError: if nothing can be pruned, or the loss is NaN or infinite.
     """
     linears = prunable(model.module, recipe.include, recipe.ignore)
+    # First, so that a geometry that does not fit is told before anything slow.
+    cuts = layout(model.module, linears, recipe)
     run = RunFolder(folder, _identity(linears, sources, recipe))
     state = run.begin(resume=resume)
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     text = _text(model, sources, recipe, accelerator.num_processes)
-    start = _start(model, linears, sources, recipe, progress)
+    start = _start(model, linears, cuts, sources, recipe, progress)
     recompute = recomputed(model.module) if recipe.recompute else nullcontext()
     with gated(model.module, linears, start.gates), recompute:
         trainer = _trainer(accelerator, model, linears, start, text, recipe)
@@ -133,6 +135,7 @@ class _Start:
 def _start(
     model: LoadedModel,
     linears: Mapping[str, Linear],
+    cuts: Mapping[str, Layout],
     sources: Sequence[str | Path],
     recipe: LearnRecipe,
     progress: Progress | None,
@@ -144,7 +147,6 @@ def _start(
     if recipe.method == "leap":
         gates = free_gates(linears, statistics, recipe, chosen.pattern, moment)
         return _Start(gates, moment, None, chosen)
-    cuts = layout(model.module, linears, recipe)
     gates, prior = tiled_gates(linears, statistics, recipe, chosen.pattern, moment, cuts)
     return _Start(gates, moment, prior, chosen)
 
