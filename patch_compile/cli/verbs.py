@@ -1,6 +1,7 @@
 """The verbs. Each parses, calls the API, prints."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -134,19 +135,29 @@ def learn(
     try:
         with progress_bar() as progress:
             found = api.learn_candidates(
-                model, data, recipe, run=folder, resume=resume, progress=progress
+                model,
+                data,
+                recipe,
+                run=folder,
+                resume=resume,
+                progress=progress if _first_process() else None,
             )
     except KeyboardInterrupt:
         if (folder / "state.json").exists():
             say(f"'{folder}' | keeps what was learned so far; go on with --resume")
         raise
-    for sparsity in recipe.sparsity:
+    for sparsity in recipe.sparsity if _first_process() else ():
         masks = found.cut(sparsity)
         path = output if len(recipe.sparsity) == 1 else _numbered(output, sparsity)
         save_masks(masks, path)
         reached = f"sparsity {masks.sparsity:.4%} (asked {sparsity:.2%})"
         out.print(f"{len(masks.weights)} weights, {reached}")
         say(f"wrote {path}")
+
+
+def _first_process() -> bool:
+    """Tells, under torchrun or accelerate launch, which of the processes speaks and writes."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _numbered(path: Path, sparsity: float) -> Path:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from patch_compile.io.load_masks import load_masks
 from patch_compile.learn.model import save_checkpoint
@@ -109,6 +110,38 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_masks(
     for name, mask in whole.weights.items():
         assert np.array_equal(mask.bits(), cut.weights[name].bits())
         assert np.array_equal(mask.dense, cut.weights[name].dense)
+
+
+def test_two_processes_are_one_with_two_passes_a_step(
+    llama: Path, text: Path, tmp_path: Path
+) -> None:
+    options = ["--method", "patch-joint", *LEARN[2:], "--steps", "4", "--sparsity", "0.3"]
+    alone = ["-m", "patch_compile", "learn", str(llama), "--data", str(text), *options, "-o"]
+    together = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    runs = {
+        "one": [*alone, str(tmp_path / "one.json"), "--accumulate", "2"],
+        "two": [*together, *alone, str(tmp_path / "two.json")],
+    }
+    printed = {}
+    for name, words in runs.items():
+        done = subprocess.run(
+            [sys.executable, *words],
+            check=True,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        printed[name] = done.stdout
+    assert printed["two"] == printed["one"]
+    logits = []
+    for name in runs:
+        (state,) = (tmp_path / f"{name}.run").glob("step-*.safetensors")
+        logits.append(load_file(state))
+        assert (tmp_path / f"{name}.run" / "log.csv").read_text("utf-8").count("\n") == 5
+    for key, value in logits[0].items():
+        # The processes' gradients are summed in another order than the passes'.
+        np.testing.assert_allclose(logits[1][key], value, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -72,9 +72,11 @@ def learn_gates(
     linears = prunable(model.module, recipe.include, recipe.ignore)
     # First, so that a geometry that does not fit is told before anything slow.
     cuts = layout(model.module, linears, recipe)
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
     run = RunFolder(folder, _identity(linears, sources, recipe))
     state = run.begin(resume=resume)
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    # None may write a checkpoint before all have looked for one.
+    accelerator.wait_for_everyone()
     text = _text(model, sources, recipe, accelerator.num_processes)
     start = _start(model, linears, cuts, sources, recipe, progress)
     recompute = recomputed(model.module) if recipe.recompute else nullcontext()
@@ -194,8 +196,13 @@ def _run(trainer: Trainer, run: RunFolder, text: Windows, progress: Progress | N
     def after(record: Record) -> None:
         row = {**asdict(record), "held_out": "", "hard_density": ""}
         done = record.step == recipe.steps
-        if done or record.step % recipe.checkpoint_every == 0:
+        due = done or record.step % recipe.checkpoint_every == 0
+        if due:
             row |= _judged(trainer, text)
+        # Every process stands at the same place; one of them keeps the files.
+        if not trainer.accelerator.is_main_process:
+            return
+        if due:
             run.save(record.step, trainer.gates, trainer.optimizer)
         run.log(row)
         what = f"learning, loss {record.loss:.3f}, density {record.density:.3f}"
@@ -204,7 +211,8 @@ def _run(trainer: Trainer, run: RunFolder, text: Windows, progress: Progress | N
     try:
         trainer.run(after)
     except KeyboardInterrupt:
-        run.save(trainer.step, trainer.gates, trainer.optimizer)
+        if trainer.accelerator.is_main_process:
+            run.save(trainer.step, trainer.gates, trainer.optimizer)
         raise
 
 

@@ -102,8 +102,14 @@ class Trainer:
         self.accelerator.clip_grad_norm_(self._logits(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        loss, penalty, density = np.mean(passes, axis=0)
+        loss, penalty, density = self._mean(passes)
         return Record(self.step + 1, loss, penalty, density, rate, perf_counter() - begun)
+
+    def _mean(self, passes: list[tuple[float, float, float]]) -> list[float]:
+        """Averages what was measured over the passes of all processes."""
+        mine = torch.tensor(passes, dtype=torch.float64).mean(0)
+        every = self.accelerator.gather(mine[None].to(self.accelerator.device))
+        return [float(value) for value in every.mean(0)]
 
     def _pass(self, micro: int) -> tuple[float, float, float]:
         """Runs one batch forward and backward: loss, penalty, density."""
