@@ -108,7 +108,7 @@ class Trainer:
     def _mean(self, passes: list[tuple[float, float, float]]) -> list[float]:
         """Averages what was measured over the passes of all processes."""
         mine = torch.tensor(passes, dtype=torch.float64).mean(0)
-        every = self.accelerator.gather(mine[None].to(self.accelerator.device))
+        every: Any = self.accelerator.gather(mine[None].to(self.accelerator.device))
         return [float(value) for value in every.mean(0)]
 
     def _pass(self, micro: int) -> tuple[float, float, float]:
