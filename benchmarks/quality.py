@@ -58,7 +58,7 @@ ROWS: Mapping[str, LearnRecipe] = {
     "wanda FFN only 37.5%": _row(0.5, tile="weight", include=("*.mlp.*",)),
     **{
         f"topk-ste weight {sparsity:.0%}": _row(
-            sparsity, method="topk-ste", steps=1000, distill=False, **_LEARNED
+            sparsity, method="topk-ste", steps=600, lr=0.01, **_LEARNED
         )
         for sparsity in (0.25, 0.4)
     },
