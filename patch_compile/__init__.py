@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from patch_compile.compiler import compile_model as compile_model
     from patch_compile.compiler import plan_model as plan_model
     from patch_compile.errors import PatchCompileError as PatchCompileError
+    from patch_compile.evaluation.evaluate import evaluate as evaluate
+    from patch_compile.evaluation.settings import EvalRecipe as EvalRecipe
     from patch_compile.inspection import inspect_model as inspect_model
     from patch_compile.io.load_masks import load_masks as load_masks
     from patch_compile.io.masks_file import save_masks as save_masks
@@ -42,6 +44,8 @@ _HOMES = {
     "VerifyRecipe": "recipe",
     "build_engine": "api",
     "compile_model": "compiler",
+    "EvalRecipe": "evaluation.settings",
+    "evaluate": "evaluation.evaluate",
     "export_onnx": "api",
     "inspect_model": "inspection",
     "learn_candidates": "api",

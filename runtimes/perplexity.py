@@ -1,6 +1,6 @@
-"""Perplexity of a language model in ONNX Runtime.
+"""Perplexity of a language model, whatever runs it.
 
-W: windows. T: tokens in a window. V: size of the vocabulary.
+W: windows. T: tokens in a window. B: batch. V: size of the vocabulary.
 """
 
 import math
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from patch_compile._require import require
@@ -16,9 +17,26 @@ from patch_compile.errors import ModelError, RecipeError
 from patch_compile.runtimes.inputs import token_inputs
 from patch_compile.runtimes.onnxruntime import Session, run_session
 
-__all__ = ["perplexity", "text_windows"]
+__all__ = [
+    "Encode",
+    "Score",
+    "cut_windows",
+    "open_tokenizer",
+    "perplexity",
+    "predictions",
+    "read_text",
+    "session_scorer",
+    "strided_perplexity",
+    "surprises",
+    "text_tokens",
+    "text_windows",
+]
 
 Progress = Callable[[int, int, str], None]
+# From token ids, int64 (B, T), to logits, float (B, T, V).
+Score = Callable[[NDArray[np.int64]], NDArray[Any]]
+# From a text to its token ids; whether special tokens are wanted.
+Encode = Callable[[str, bool], list[int]]
 
 # Rows of logits turned to float64 at a time: 64 x 128,256 are 66 MB.
 _ROWS = 64
@@ -27,62 +45,106 @@ _ROWS = 64
 def perplexity(
     session: Session, windows: NDArray[np.int64], progress: Progress | None = None
 ) -> float:
-    """Returns exp of the mean negative log likelihood of each next token.
-
-    Windows are run one at a time and do not see each other; no token is put before them, so
-    each gives T - 1 predictions. This is the convention of Wanda, SparseGPT and PATCH.
+    """Returns the perplexity of an ONNX model on windows that do not overlap.
 
     Args:
-        session: a model from `input_ids` to logits (1, T, V), named `logits` or its first
-            output.
+        session: see `session_scorer`.
         windows: token ids, int64 (W, T), W >= 1, T >= 2.
         progress: called with (windows done, W, "perplexity").
 
     Raises:
-        ModelError: if the model takes other inputs, cannot run, or gives other shapes.
+        ModelError: see `session_scorer` and `surprises`.
     """
-    total = 0.0
-    for done, window in enumerate(windows, start=1):
-        total += _surprise(_logits(session, window), window[1:])
-        if progress is not None:
-            progress(done, len(windows), "perplexity")
-    mean = total / (windows.shape[0] * (windows.shape[1] - 1))
-    # Beyond float64's range a model is as bad as can be, not an error.
-    return math.exp(mean) if mean < math.log(np.finfo(np.float64).max) else math.inf
+    return strided_perplexity(session_scorer(session), windows, windows.shape[1], progress)
 
 
-def _logits(session: Session, window: NDArray[np.int64]) -> NDArray[Any]:
-    """Returns the logits of all positions but the last, float (T - 1, V)."""
-    outputs = run_session(session, token_inputs(session, window[None]))
-    name = "logits" if "logits" in outputs else next(iter(outputs))
-    logits = outputs[name]
-    if logits.ndim != 3 or logits.shape[:2] != (1, len(window)):
-        raise ModelError(
-            f"output '{name}' | has shape {logits.shape}; expected logits of every position, "
-            f"(1, {len(window)}, vocabulary); export the model without a cut to the last token"
-        )
-    return np.asarray(logits[0, :-1])
+def strided_perplexity(
+    score: Score, windows: NDArray[np.int64], stride: int, progress: Progress | None = None
+) -> float:
+    """Returns exp of the mean negative log likelihood of each next token.
 
-
-def _surprise(logits: NDArray[Any], targets: NDArray[np.int64]) -> float:
-    """Returns the summed -log softmax(logits)[target], in nats.
+    Windows are run one at a time and do not see each other; no token is put before them.
+    With stride T each gives T - 1 predictions: the convention of Wanda, SparseGPT and PATCH.
+    With a smaller one, all windows but the first count their last `stride` predictions only,
+    so that no token counts twice: the convention of Hugging Face's guide to perplexity.
 
     Args:
-        logits: float (T - 1, V).
-        targets: int64 (T - 1,), each below V.
+        score: the model.
+        windows: token ids, int64 (W, T), W >= 1, T >= 2, each `stride` after the one before.
+        stride: 1 to T.
+        progress: called with (windows done, W, "perplexity").
+
+    Raises:
+        ModelError: see `surprises`, and whatever `score` raises.
+    """
+    total, counted = 0.0, windows.shape[1] - 1
+    for done, window in enumerate(windows, start=1):
+        logits = score(window[None])[0, :-1]
+        total += float(surprises(logits[-counted:], window[1:][-counted:]).sum())
+        counted = min(stride, windows.shape[1] - 1)
+        if progress is not None:
+            progress(done, len(windows), "perplexity")
+    mean = total / predictions(windows, stride)
+    # Beyond float64's range a model is as bad as can be, not an error; NaN stays NaN.
+    return math.inf if mean >= math.log(np.finfo(np.float64).max) else math.exp(mean)
+
+
+def predictions(windows: NDArray[np.int64], stride: int) -> int:
+    """Returns how many predictions `strided_perplexity` is the mean of."""
+    later, window = len(windows) - 1, len(windows[0])
+    return window - 1 + later * min(stride, window - 1)
+
+
+def session_scorer(session: Session) -> Score:
+    """Returns an ONNX model as a function.
+
+    Args:
+        session: a model from `input_ids` to logits (B, T, V), named `logits` or its first
+            output.
+
+    The function raises ModelError if the model takes other inputs, cannot run, or gives other
+    shapes.
+    """
+
+    def score(tokens: NDArray[np.int64]) -> NDArray[Any]:
+        outputs = run_session(session, token_inputs(session, tokens))
+        name = "logits" if "logits" in outputs else next(iter(outputs))
+        logits = outputs[name]
+        if logits.ndim != 3 or logits.shape[:2] != tokens.shape:
+            batch, length = tokens.shape
+            raise ModelError(
+                f"output '{name}' | has shape {logits.shape}; expected logits of every "
+                f"position, ({batch}, {length}, vocabulary); export the model without a cut "
+                "to the last token"
+            )
+        return logits
+
+    return score
+
+
+def surprises(logits: NDArray[Any], targets: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Returns -log softmax(logits)[target] of each position, in nats, float64 (T,).
+
+    Args:
+        logits: float (T, V).
+        targets: int64 (T,), each below V.
+
+    Raises:
+        ModelError: if a target is not below V.
     """
     if targets.max() >= logits.shape[1] or targets.min() < 0:
         raise ModelError(
             f"logits | cover {logits.shape[1]} tokens, the text has token {targets.max()}; "
             "give the tokenizer of this model"
         )
-    total = 0.0
+    found = np.empty(len(targets))
     for start in range(0, len(targets), _ROWS):
-        rows = logits[start : start + _ROWS].astype(np.float64)
-        chosen = np.take_along_axis(rows, targets[start : start + _ROWS, None], axis=1)[:, 0]
+        part = slice(start, start + _ROWS)
+        rows = logits[part].astype(np.float64)
+        chosen = np.take_along_axis(rows, targets[part, None], axis=1)[:, 0]
         top = rows.max(axis=1)
-        total += float((top + np.log(np.exp(rows - top[:, None]).sum(axis=1)) - chosen).sum())
-    return total
+        found[part] = top + np.log(np.exp(rows - top[:, None]).sum(axis=1)) - chosen
+    return found
 
 
 def text_windows(
@@ -92,31 +154,63 @@ def text_windows(
 
     Args:
         path: UTF-8 text.
-        tokenizer_file: `tokenizer.json`; its special tokens, truncation and padding are off.
-        tokens: how many to take; a last part that fills no window is dropped.
-        window: tokens in a window, at least 2.
+        tokenizer_file: see `open_tokenizer`.
+        tokens: see `text_tokens`.
+        window: see `cut_windows`.
 
     Raises:
-        RecipeError: if the text is missing or too short, or `tokens` fill no window.
-        ModelError: if the tokenizer file is missing or damaged.
-        RuntimeUnavailable: if the package tokenizers is missing.
+        RecipeError: see `text_tokens` and `cut_windows`.
+        ModelError: see `open_tokenizer`.
+        RuntimeUnavailable: see `open_tokenizer`.
     """
-    if not 2 <= window <= tokens:
-        raise RecipeError(
-            f"window | is {window}; expected 2 to {tokens}, the tokens asked for"
-        )
-    tokenizer = _tokenizer(tokenizer_file)
-    ids = tokenizer.encode(_text(path), add_special_tokens=False).ids
-    if len(ids) < tokens:
+    ids = text_tokens(path, open_tokenizer(tokenizer_file), tokens)
+    return cut_windows(ids, window, window)
+
+
+def text_tokens(path: Path, encode: Encode, tokens: int | None) -> NDArray[np.int64]:
+    """Returns the first tokens of a text, which is tokenized whole, without special tokens.
+
+    Args:
+        path: UTF-8 text.
+        encode: the tokenizer.
+        tokens: how many to take; None takes all.
+
+    Raises:
+        RecipeError: if the text is missing, not UTF-8 or too short.
+    """
+    ids = encode(read_text(path), False)
+    if tokens is not None and len(ids) < tokens:
         raise RecipeError(
             f"text '{path}' | has {len(ids)} tokens, {tokens} were asked for; give a longer "
             "text or ask for fewer"
         )
-    whole = tokens // window
-    return np.array(ids[: whole * window], dtype=np.int64).reshape(whole, window)
+    return np.array(ids[:tokens], dtype=np.int64)
 
 
-def _text(path: Path) -> str:
+def cut_windows(ids: NDArray[np.int64], window: int, stride: int) -> NDArray[np.int64]:
+    """Cuts tokens into windows, int64 (W, T), a view; a last part that fills none is dropped.
+
+    Args:
+        ids: int64 (tokens,).
+        window: T, at least 2.
+        stride: from one window's start to the next's, at least 1.
+
+    Raises:
+        RecipeError: if the tokens fill no window.
+    """
+    if not 2 <= window <= len(ids):
+        raise RecipeError(
+            f"window | is {window}; expected 2 to {len(ids)}, the tokens there are"
+        )
+    return sliding_window_view(ids, window)[::stride]
+
+
+def read_text(path: Path) -> str:
+    """Returns a text.
+
+    Raises:
+        RecipeError: if it is missing or not UTF-8.
+    """
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
@@ -127,7 +221,16 @@ def _text(path: Path) -> str:
         raise RecipeError(f"text '{path}' | is not UTF-8 at byte {error.start}") from error
 
 
-def _tokenizer(path: Path) -> Any:
+def open_tokenizer(path: Path) -> Encode:
+    """Returns the tokenizer of a file as a function; truncation and padding are off.
+
+    Args:
+        path: `tokenizer.json`.
+
+    Raises:
+        ModelError: if the file is missing or damaged.
+        RuntimeUnavailable: if the package tokenizers is missing.
+    """
     library = require("tokenizers", "cpu")
     if not path.is_file():
         raise ModelError(
@@ -142,4 +245,9 @@ def _tokenizer(path: Path) -> Any:
         ) from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    return tokenizer
+
+    def encode(text: str, special: bool) -> list[int]:
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=special).ids
+        return ids
+
+    return encode

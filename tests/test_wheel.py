@@ -15,6 +15,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = (
     "patch_compile",
     "patch_compile/cli",
+    "patch_compile/evaluation",
     "patch_compile/io",
     "patch_compile/learn",
     "patch_compile/learn/training",

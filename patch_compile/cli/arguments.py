@@ -11,6 +11,7 @@ import yaml
 from cyclopts.config import Dict
 
 from patch_compile.errors import RecipeError
+from patch_compile.evaluation.settings import EvalRecipe
 from patch_compile.recipe import (
     BuildRecipe,
     CompileRecipe,
@@ -26,7 +27,7 @@ else:
 
 __all__ = ["config_reader", "config_text", "split_lists"]
 
-_RECIPES = (BuildRecipe, CompileRecipe, ExportRecipe, LearnRecipe, VerifyRecipe)
+_RECIPES = (BuildRecipe, CompileRecipe, EvalRecipe, ExportRecipe, LearnRecipe, VerifyRecipe)
 
 _LOADERS: dict[str, Callable[[str], Any]] = {
     ".json": json.loads,

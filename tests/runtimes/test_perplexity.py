@@ -17,7 +17,16 @@ from tokenizers.processors import TemplateProcessing
 
 from patch_compile.errors import ModelError, RecipeError
 from patch_compile.runtimes.onnxruntime import open_session
-from patch_compile.runtimes.perplexity import perplexity, text_windows
+from patch_compile.runtimes.perplexity import (
+    cut_windows,
+    open_tokenizer,
+    perplexity,
+    predictions,
+    session_scorer,
+    strided_perplexity,
+    text_tokens,
+    text_windows,
+)
 from tests.runtimes.fakes import FakeArgument, FakeSession
 
 VOCABULARY, HIDDEN = 37, 8
@@ -97,6 +106,75 @@ def test_large_logits_do_not_overflow() -> None:
     assert found == pytest.approx(4.0, rel=1e-12)
 
 
+def _running_model(rng: np.random.Generator) -> Any:
+    """A model whose logits depend on all tokens so far: the running sum of their rows."""
+    table = rng.standard_normal((VOCABULARY, VOCABULARY))
+
+    def score(tokens: NDArray[np.int64]) -> NDArray[Any]:
+        return np.cumsum(table[tokens], axis=1)
+
+    return score
+
+
+def _hugging_face(score: Any, ids: NDArray[np.int64], window: int, stride: int) -> float:
+    """The loop of Hugging Face's guide: labels of tokens that counted before are -100."""
+    losses, before = [], 0
+    for begin in range(0, len(ids) - window + 1, stride):
+        end = begin + window
+        tokens = torch.from_numpy(ids[begin:end].copy())
+        labels = tokens.clone()
+        labels[: -(end - before)] = -100
+        logits = torch.from_numpy(score(ids[None, begin:end])[0])
+        losses.append(
+            torch.nn.functional.cross_entropy(
+                logits[:-1], labels[1:], ignore_index=-100, reduction="none"
+            )[labels[1:] != -100]
+        )
+        before = end
+    return math.exp(torch.cat(losses).mean().item())
+
+
+@pytest.mark.parametrize("stride", [1, 3, 7, 8])
+def test_strided_windows_agree_with_hugging_faces_loop(
+    rng: np.random.Generator, stride: int
+) -> None:
+    score, ids = _running_model(rng), rng.integers(0, VOCABULARY, 30)
+    found = strided_perplexity(score, cut_windows(ids, 8, stride), stride)
+    # Both sum float64; only the order differs.
+    assert found == pytest.approx(_hugging_face(score, ids, 8, stride), rel=1e-12)
+
+
+def test_no_token_counts_twice(rng: np.random.Generator) -> None:
+    seen: list[int] = []
+
+    def score(tokens: NDArray[np.int64]) -> NDArray[Any]:
+        seen.append(int(tokens[0, 0]))
+        return np.zeros((*tokens.shape, 40))
+
+    windows = cut_windows(np.arange(30), 8, 3)
+    assert strided_perplexity(score, windows, 3) == pytest.approx(40.0, rel=1e-12)
+    assert seen == [0, 3, 6, 9, 12, 15, 18, 21]
+    # Tokens 1 to 28, each once; 29 fills no window.
+    assert predictions(windows, 3) == 28
+    assert predictions(cut_windows(np.arange(30), 8, 8), 8) == 3 * 7
+
+
+def test_a_model_of_nans_has_no_perplexity() -> None:
+    def score(tokens: NDArray[np.int64]) -> NDArray[Any]:
+        return np.full((*tokens.shape, 4), np.nan)
+
+    assert math.isnan(strided_perplexity(score, np.array([[1, 2, 3]]), 3))
+
+
+def test_a_session_scores_a_batch(tmp_path: Path, rng: np.random.Generator) -> None:
+    embedding = rng.standard_normal((VOCABULARY, HIDDEN)).astype(np.float32)
+    _bigram_model(tmp_path / "m.onnx", embedding, embedding.T.copy(), decoder=True)
+    tokens = rng.integers(0, VOCABULARY, (3, 5))
+    logits = session_scorer(open_session(tmp_path / "m.onnx"))(tokens)
+    # Float32 sums of 8 products.
+    np.testing.assert_allclose(logits, embedding[tokens] @ embedding.T, atol=1e-5)
+
+
 def test_progress_counts_windows() -> None:
     calls: list[tuple[int, int, str]] = []
     session = _fake(np.zeros((1, 3, 4), np.float32))
@@ -146,6 +224,20 @@ def test_windows_are_the_first_tokens_without_bos(
     np.testing.assert_array_equal(windows, [[3, 2, 1], [0, 3, 2]])
 
 
+def test_all_tokens_of_a_text_are_taken_unless_told(
+    tmp_path: Path, tokenizer_file: Path
+) -> None:
+    text, encode = _text(tmp_path, "d c b a"), open_tokenizer(tokenizer_file)
+    np.testing.assert_array_equal(text_tokens(text, encode, None), [3, 2, 1, 0])
+    np.testing.assert_array_equal(text_tokens(text, encode, 2), [3, 2])
+    assert encode("a b", True) == [len(WORDS), 0, 1]
+
+
+def test_windows_overlap_by_the_stride_and_drop_the_tail() -> None:
+    windows = cut_windows(np.arange(9), 4, 2)
+    np.testing.assert_array_equal(windows, [[0, 1, 2, 3], [2, 3, 4, 5], [4, 5, 6, 7]])
+
+
 def test_short_text_says_how_short(tmp_path: Path, tokenizer_file: Path) -> None:
     with pytest.raises(RecipeError, match=r"has 3 tokens, 6 were asked for"):
         text_windows(_text(tmp_path, "a b c"), tokenizer_file, 6, 3)
@@ -156,7 +248,7 @@ def test_windows_that_no_token_fills_are_refused(
     tmp_path: Path, tokenizer_file: Path, window: int
 ) -> None:
     with pytest.raises(RecipeError, match=r"window \| is .*expected 2 to 6"):
-        text_windows(_text(tmp_path, "a b c"), tokenizer_file, 6, window)
+        text_windows(_text(tmp_path, "a b c a b c d"), tokenizer_file, 6, window)
 
 
 def test_missing_and_binary_texts_are_refused(tmp_path: Path, tokenizer_file: Path) -> None:

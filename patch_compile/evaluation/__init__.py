@@ -1,0 +1,1 @@
+"""How well a model does: perplexity and zero-shot tasks, of torch and ONNX models alike."""

@@ -1,0 +1,148 @@
+"""Zero-shot tasks through lm-evaluation-harness.
+
+The harness ships no type information; it is typed here by what is used of it.
+"""
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from patch_compile._require import require
+from patch_compile.errors import RecipeError
+from patch_compile.evaluation.answers import Answers
+from patch_compile.evaluation.local_tasks import LocalTask, find_task
+from patch_compile.evaluation.results import Metric, TaskResult
+from patch_compile.evaluation.scorers import Scorer
+
+__all__ = ["Tasks", "load_tasks", "run_tasks"]
+
+Progress = Callable[[int, int, str], None]
+
+# Tasks of the harness by name; a group of them is itself such a mapping.
+Tasks = Mapping[Any, Any]
+
+_EXTRA = "eval"
+_TALKERS = ("lm_eval", "datasets", "huggingface_hub")
+
+
+def load_tasks(names: Sequence[str], folder: Path | None) -> Tasks:
+    """Finds tasks: local files first, the harness's own registry for all others.
+
+    Args:
+        names: of the tasks.
+        folder: of local task files; None for none.
+
+    Raises:
+        RecipeError: a name is unknown, its data cannot be fetched, or a file is malformed.
+        RuntimeUnavailable: lm-evaluation-harness is missing.
+    """
+    local = {name: find_task(name, folder) for name in dict.fromkeys(names)}
+    require("lm_eval", _EXTRA)
+    found: dict[Any, Any] = {
+        name: _harness_task(task) for name, task in local.items() if task is not None
+    }
+    for name in (name for name, task in local.items() if task is None):
+        found |= _registered(name, folder)
+    for task in _leaves(found):
+        task.set_config("num_fewshot", 0)
+        task.set_fewshot_seed(0)
+    return found
+
+
+def run_tasks(
+    scorer: Scorer, tasks: Tasks, limit: int | None, progress: Progress | None = None
+) -> dict[str, TaskResult]:
+    """Asks a model all questions of some tasks.
+
+    Args:
+        scorer: the model.
+        tasks: see `load_tasks`; they serve once.
+        limit: first questions of each task; None takes all.
+        progress: called with (answers done, answers in all, "answers").
+
+    Raises:
+        RecipeError: a task is not multiple choice.
+        ModelError: the model cannot be run.
+    """
+    evaluator = require("lm_eval.evaluator", _EXTRA)
+    base = require("lm_eval.api.model", _EXTRA).LM
+    model = type("PatchCompileModel", (Answers, base), {})(scorer, progress)
+    with _quiet():
+        found = evaluator.evaluate(lm=model, task_dict=tasks, limit=limit, log_samples=False)
+    return {
+        name: TaskResult(found["n-samples"][name]["effective"], _metrics(numbers))
+        for name, numbers in found["results"].items()
+        if name in found["n-samples"]
+    }
+
+
+def _metrics(numbers: Mapping[str, Any]) -> dict[str, Metric]:
+    """Reads `acc,none` with `acc_stderr,none`, which is "N/A" of a single question."""
+    found: dict[str, Metric] = {}
+    for key, value in numbers.items():
+        name, comma, chain = key.partition(",")
+        if comma and not name.endswith("_stderr") and isinstance(value, float | int):
+            error = numbers.get(f"{name}_stderr,{chain}")
+            found[name] = Metric(value, error if isinstance(error, float | int) else None)
+    return found
+
+
+def _harness_task(task: LocalTask) -> Any:
+    dataset = require("datasets", _EXTRA).Dataset.from_list(list(task.rows))
+    metrics = [
+        {"metric": name, "aggregation": "mean", "higher_is_better": True}
+        for name in task.metrics
+    ]
+    config = {
+        "task": task.name,
+        "output_type": "multiple_choice",
+        "test_split": "test",
+        "custom_dataset": lambda **_: {"test": dataset},
+        "doc_to_text": task.text,
+        "doc_to_target": task.target,
+        "doc_to_choice": task.choices,
+        "metric_list": metrics,
+    }
+    with _quiet():
+        return require("lm_eval.api.task", _EXTRA).ConfigurableTask(config=config)
+
+
+def _registered(name: str, folder: Path | None) -> Tasks:
+    try:
+        with _quiet():
+            found: Tasks = require("lm_eval.tasks", _EXTRA).get_task_dict([name])
+    except (KeyError, ValueError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        looked = "" if folder is None else f"is no file of '{folder}', and "
+        raise RecipeError(
+            f"task '{name}' | {looked}cannot be had from lm-evaluation-harness: {reason}; "
+            "choose one that `lm-eval ls tasks` lists, or give its file by --task-dir"
+        ) from error
+    return found
+
+
+def _leaves(tasks: Tasks) -> Iterator[Any]:
+    for task in tasks.values():
+        if isinstance(task, Mapping):
+            yield from _leaves(task)
+        else:
+            yield task
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences notes and deprecations of the harness and below; errors still pass."""
+    loggers = [logging.getLogger(name) for name in _TALKERS]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
