@@ -9,6 +9,7 @@ from rich.logging import RichHandler
 from rich.progress import (
     BarColumn,
     Progress,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -57,7 +58,8 @@ def set_up_logging(level: str) -> None:
 def progress_bar() -> Iterator[Callable[[int, int, str], None]]:
     """Yields a `progress(done, total, what)` that draws a bar with an ETA on a terminal.
 
-    Where stderr is no terminal it draws nothing: logs stay readable.
+    What comes after a comma in `what` may change while a bar goes on. Where stderr is no
+    terminal it draws nothing: logs stay readable.
     """
     columns = (
         TextColumn("{task.description}"),
@@ -67,11 +69,12 @@ def progress_bar() -> Iterator[Callable[[int, int, str], None]]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
-        tasks: dict[str, int] = {}
+        tasks: dict[str, TaskID] = {}
 
         def update(done: int, total: int, what: str) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total)
-            bar.update(tasks[what], completed=done, total=total)  # type: ignore[arg-type]
+            stage = what.partition(",")[0]
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(what, total=total)
+            bar.update(tasks[stage], completed=done, total=total, description=what)
 
         yield update

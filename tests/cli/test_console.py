@@ -1,14 +1,19 @@
 """Results on stdout, everything else on stderr, bars on a terminal only."""
 
+import io
 import json
 import os
 import pty
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from rich.console import Console
+from rich.progress import Progress
 
+from patch_compile.cli import console
 from tests.cli.conftest import Job
 
 COMMAND = [sys.executable, "-m", "patch_compile"]
@@ -95,3 +100,21 @@ def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path, job: Job) -> Non
     finally:
         os.close(stdout)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_bar_goes_on_while_its_text_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(console, "err", Console(file=terminal, force_terminal=True))
+    begun: list[str] = []
+    add = Progress.add_task
+
+    def noted(bar: Progress, what: str, **options: Any) -> Any:
+        begun.append(what)
+        return add(bar, what, **options)
+
+    monkeypatch.setattr(Progress, "add_task", noted)
+    with console.progress_bar() as progress:
+        progress(1, 2, "learning, loss 2.5")
+        progress(2, 2, "learning, loss 1.5")
+    assert begun == ["learning, loss 2.5"]
+    assert "loss 1.5" in terminal.getvalue()

@@ -142,6 +142,10 @@ def test_two_processes_are_one_with_two_passes_a_step(
     for key, value in logits[0].items():
         # The processes' gradients are summed in another order than the passes'.
         np.testing.assert_allclose(logits[1][key], value, rtol=1e-4, atol=1e-5)
+    # One process goes on with the run of two, here straight to its masks.
+    again = [*runs["one"], "--run", str(tmp_path / "two.run"), "--resume"]
+    subprocess.run([sys.executable, *again], check=True, env=environment)
+    assert (tmp_path / "two.run" / "log.csv").read_text("utf-8").count("\n") == 5
 
 
 @pytest.mark.parametrize(

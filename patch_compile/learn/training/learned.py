@@ -6,13 +6,16 @@ N: out features. K: in features. R, C: tiles along N and K.
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 
+from patch_compile.errors import RecipeError
 from patch_compile.io.digests import digests
 from patch_compile.learn._progress import Progress, tell
 from patch_compile.learn.candidates import (
@@ -41,6 +44,9 @@ from patch_compile.tiles.weight_mask import WeightMask
 
 __all__ = ["learn_gates"]
 
+# These cut the gates' logits up; checkpoints and masks are written of whole ones.
+_SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+
 # What may change between a run and its continuation.
 _FREE = frozenset({"checkpoint_every", "sparsity"})
 
@@ -65,19 +71,21 @@ def learn_gates(
         progress: called with (steps done, steps in all, what).
 
     Raises:
-        RecipeError: if the text is too short, or the folder's run is of another recipe, model
-            or text, or is there and `resume` is not asked.
+        RecipeError: if the text is too short, the processes are spread by FSDP, no tile would
+            be sparse, or the folder's run is of another recipe, model or text, or is there
+            and `resume` is not asked.
         ModelError: if nothing can be pruned, or the loss is NaN or infinite.
     """
     linears = prunable(model.module, recipe.include, recipe.ignore)
     # First, so that a geometry that does not fit is told before anything slow.
     cuts = layout(model.module, linears, recipe)
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    run = RunFolder(folder, _identity(linears, sources, recipe))
+    accelerator = _accelerator()
+    passes = recipe.accumulate * accelerator.num_processes
+    text = _text(model, sources, recipe, passes)
+    run = RunFolder(folder, _identity(linears, sources, text, recipe, passes))
     state = run.begin(resume=resume)
     # None may write a checkpoint before all have looked for one.
     accelerator.wait_for_everyone()
-    text = _text(model, sources, recipe, accelerator.num_processes)
     start = _start(model, linears, cuts, sources, recipe, progress)
     recompute = recomputed(model.module) if recipe.recompute else nullcontext()
     with gated(model.module, linears, start.gates), recompute:
@@ -89,28 +97,44 @@ def learn_gates(
     return _candidates(start, linears, made_by(model, sources, recipe))
 
 
+def _accelerator() -> Accelerator:
+    # `accelerate launch` may have a precision of its own: the recipe's counts.
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
+    kind = accelerator.distributed_type
+    if kind in _SHARDED:
+        raise RecipeError(
+            f"processes | are spread by {kind.value}, which learning cannot do; launch it "
+            "with torchrun, or with `accelerate launch --multi_gpu`"
+        )
+    return accelerator
+
+
 def _identity(
     linears: Mapping[str, Linear],
     sources: Sequence[str | Path],
+    text: Windows,
     recipe: LearnRecipe,
+    passes: int,
 ) -> dict[str, Any]:
     options = {k: v for k, v in asdict(recipe).items() if k not in _FREE}
+    tokens = sha256(text.train.tobytes() + text.held_out.tobytes()).hexdigest()
     return {
-        "recipe": {**options, "sparsity": recipe.sparsity[0]},
+        # Two processes are as one that takes two passes.
+        "recipe": {**options, "sparsity": recipe.sparsity[0], "accumulate": passes},
         "model": {
             name: digests(linear.array())["float32"] for name, linear in linears.items()
         },
-        "texts": [Path(source).name for source in sources],
+        "text": {"files": [Path(source).name for source in sources], "tokens": tokens},
     }
 
 
 def _text(
-    model: LoadedModel, sources: Sequence[str | Path], recipe: LearnRecipe, processes: int
+    model: LoadedModel, sources: Sequence[str | Path], recipe: LearnRecipe, passes: int
 ) -> Windows:
     return split_windows(
         sources,
         model.tokenizer,
-        needed=recipe.steps * recipe.accumulate * recipe.batch * processes,
+        needed=recipe.steps * passes * recipe.batch,
         window=recipe.window,
         holdout=recipe.holdout,
         seed=recipe.seed,
@@ -150,6 +174,11 @@ def _start(
         gates = free_gates(linears, statistics, recipe, chosen.pattern, moment)
         return _Start(gates, moment, None, chosen)
     gates, prior = tiled_gates(linears, statistics, recipe, chosen.pattern, moment, cuts)
+    if not gates:
+        raise RecipeError(
+            f"sparsity | {recipe.sparsity[0]:g} leaves every tile dense, nothing to learn; "
+            "ask for more"
+        )
     return _Start(gates, moment, prior, chosen)
 
 
@@ -191,27 +220,31 @@ def _penalties(linears: Mapping[str, Linear], start: _Start, recipe: LearnRecipe
 
 
 def _run(trainer: Trainer, run: RunFolder, text: Windows, progress: Progress | None) -> None:
-    recipe = trainer.recipe
+    recipe, main = trainer.recipe, trainer.accelerator.is_main_process
+    # Of the last checkpoint; nothing before the first.
+    judged: dict[str, float] = {}
 
     def after(record: Record) -> None:
-        row = {**asdict(record), "held_out": "", "hard_density": ""}
         done = record.step == recipe.steps
         due = done or record.step % recipe.checkpoint_every == 0
-        if due:
-            row |= _judged(trainer, text)
-        # Every process stands at the same place; one of them keeps the files.
-        if not trainer.accelerator.is_main_process:
-            return
-        if due:
+        row = {**asdict(record), "held_out": "", "hard_density": ""}
+        try:
+            if due:
+                judged.update(_judged(trainer, text))
+                row |= judged
+        finally:
+            # Also when judging is interrupted, which loses no step. Every process stands at
+            # the same place; one of them keeps the files.
+            if main:
+                run.log(row)
+        if main and due:
             run.save(record.step, trainer.gates, trainer.optimizer)
-        run.log(row)
-        what = f"learning, loss {record.loss:.3f}, density {record.density:.3f}"
-        tell(progress, record.step, recipe.steps, what)
+        tell(progress if main else None, record.step, recipe.steps, _described(record, judged))
 
     try:
         trainer.run(after)
     except KeyboardInterrupt:
-        if trainer.accelerator.is_main_process:
+        if main and trainer.step:
             run.save(trainer.step, trainer.gates, trainer.optimizer)
         raise
 
@@ -221,6 +254,11 @@ def _judged(trainer: Trainer, text: Windows) -> dict[str, float]:
         return {}
     loss, density = trainer.judge(text.held_out)
     return {"held_out": loss, "hard_density": density}
+
+
+def _described(record: Record, judged: Mapping[str, float]) -> str:
+    said = f"learning, loss {record.loss:.3f}, density {record.density:.3f}"
+    return f"{said} (hard {judged['hard_density']:.3f})" if judged else said
 
 
 def _candidates(

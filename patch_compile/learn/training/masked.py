@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
 
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
-from patch_compile.learn._quiet import quiet
+from patch_compile.errors import RecipeError
 from patch_compile.learn.linears import Linear
 from patch_compile.learn.training.gate import Gate
 
@@ -56,22 +58,27 @@ def gated(
 
 @contextmanager
 def recomputed(model: PreTrainedModel) -> Iterator[None]:
-    """Lets blocks recompute their activations in the backward pass, and ends that again."""
-    blocks = [m for m in model.modules() if hasattr(m, "gradient_checkpointing")]
-    # Transformers 5 has another name for the two, transformers 4 only these; both untyped.
-    switch: Any = model
-    with quiet():
-        switch.gradient_checkpointing_enable({"use_reentrant": False})
-    # Blocks recompute only while they train; the dropouts inside them must not.
+    """Lets blocks recompute their activations in the backward pass, and ends that again.
+
+    Transformers' own switch works on blocks that train alone, in which dropouts drop.
+
+    Raises:
+        RecipeError: if the model has no such blocks.
+    """
+    blocks = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    if not blocks:
+        raise RecipeError(
+            f"recompute | {type(model).__name__} has no blocks that can recompute; leave it "
+            "out"
+        )
     for block in blocks:
-        block.training = True
+        again = partial(checkpoint, block.forward, use_reentrant=False)
+        vars(block)["forward"] = again
     try:
         yield
     finally:
-        with quiet():
-            switch.gradient_checkpointing_disable()
         for block in blocks:
-            block.training = False
+            del vars(block)["forward"]
 
 
 def _replace(model: nn.Module, weight: str, layer: nn.Module) -> None:

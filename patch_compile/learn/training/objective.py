@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from patch_compile.learn.training.gate import Gate, Pull
@@ -61,23 +62,26 @@ class Penalties:
             progress: of the run, 0 to 1.
             share: of this forward pass in the step's gradient.
         """
-        density = sum(float(gate.kept) for gate in gates) / self.size
+        # One tensor, so that a GPU is waited for once.
+        sums = torch.stack([torch.stack((gate.kept, gate.norm)) for gate in gates])
+        kept, norms = sums.T.tolist()
+        density: float = sum(kept) / self.size
         slope = self.density * math.copysign(1.0, density - self.target) / self.size
         value = self.density * abs(density - self.target)
         weight = self.norm * (1.0 - progress if self.variant == "code" else 1.0)
-        for gate in gates:
-            gate.pull = Pull(share * slope, share * weight * self._earned(gate))
-        return value - weight * self._ratio(gates)
+        for gate, norm in zip(gates, norms, strict=True):
+            gate.pull = Pull(share * slope, share * weight * self._earned(norm))
+        return value - weight * self._ratio(norms)
 
-    def _earned(self, gate: Gate) -> float:
-        """Returns the factor of W^2 M in the norm term's derivative."""
+    def _earned(self, norm: float) -> float:
+        """Returns the factor of W^2 M in the norm term's derivative; `norm`: of its gate."""
         if self.variant == "paper":
             return 2.0 / sum(self.squares.values())
         whole = sum(math.sqrt(square) for square in self.squares.values())
-        return 1.0 / (whole * max(math.sqrt(float(gate.norm)), 1e-12))
+        return 1.0 / (whole * max(math.sqrt(norm), 1e-12))
 
-    def _ratio(self, gates: Sequence[Gate]) -> float:
+    def _ratio(self, norms: Sequence[float]) -> float:
         squared = self.variant == "paper"
-        kept = sum(float(g.norm) if squared else math.sqrt(float(g.norm)) for g in gates)
+        kept = sum(norm if squared else math.sqrt(norm) for norm in norms)
         whole = sum(s if squared else math.sqrt(s) for s in self.squares.values())
         return kept / whole

@@ -6,6 +6,7 @@ A checkpoint is `step-NNNNNNN.safetensors`, every gate's tensors and Adam's mome
 
 import csv
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from patch_compile.learn.training.gate import Gate, parameters_of
 __all__ = ["RunFolder", "State"]
 
 _FORMAT = "patch-compile/run"
+_VERSION = 1
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -31,25 +33,43 @@ class State:
     """Where a run stood.
 
     Attributes:
+        path: the file of the tensors.
         step: steps done.
         tensors: `NAME/tiles` and `NAME/stored` of every gate, and Adam's moments of those
             that learn, `NAME/tiles/exp_avg` and so on.
     """
 
+    path: Path
     step: int
     tensors: Mapping[str, Tensor]
 
-    def load(self, gates: Mapping[str, Gate], optimizer: Any = None) -> None:
-        """Puts the tensors into gates of the same run, and into their optimiser."""
+    def load(self, gates: Mapping[str, Gate], optimizer: Any) -> None:
+        """Puts the tensors into gates of the same run, and into their optimiser.
+
+        Raises:
+            RecipeError: if the tensors are not those of these gates.
+        """
         for key, parameter in parameters_of(gates).items():
             with torch.no_grad():
-                parameter.copy_(self.tensors[key])
-            if optimizer is not None and parameter.requires_grad:
-                optimizer.state[parameter] = self._moments(key)
+                parameter.copy_(self._of(key, parameter))
+            # A parameter that no step has used yet has no moments.
+            if f"{key}/{_MOMENTS[0]}" in self.tensors:
+                optimizer.state[parameter] = self._moments(key, parameter)
 
-    def _moments(self, key: str) -> dict[str, Tensor]:
-        moments = {name: self.tensors[f"{key}/{name}"] for name in _MOMENTS}
-        return {"step": torch.tensor(float(self.step)), **moments}
+    def _moments(self, key: str, parameter: Tensor) -> dict[str, Tensor]:
+        moments = {name: self._of(f"{key}/{name}", parameter) for name in _MOMENTS}
+        # Where the parameter is: the fused Adam of a GPU counts its steps there.
+        step = torch.tensor(float(self.step), device=parameter.device)
+        return {"step": step, **moments}
+
+    def _of(self, key: str, like: Tensor) -> Tensor:
+        found = self.tensors.get(key)
+        if found is None or (found.shape, found.dtype) != (like.shape, like.dtype):
+            raise RecipeError(
+                f"run '{self.path.parent}' | has no {key} of shape {tuple(like.shape)} in "
+                f"{self.path.name}; start afresh in another folder"
+            )
+        return found.to(like.device)
 
 
 @dataclass(frozen=True)
@@ -76,7 +96,10 @@ class RunFolder:
                 f"run '{self.path}' | is at step {state.step}; --resume to go on, or start "
                 "afresh in another folder"
             )
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._unwritable(error) from error
         self.trim_log(0 if state is None else state.step)
         return state
 
@@ -90,7 +113,7 @@ class RunFolder:
         arrays = f"step-{step:07}.safetensors"
         with staged_folder(self.path) as stage:
             save_file(tensors, stage / arrays)
-        index = {"format": _FORMAT, "version": 1, "step": step, "arrays": arrays}
+        index = {"format": _FORMAT, "version": _VERSION, "step": step, "arrays": arrays}
         text = json.dumps({**index, "identity": self.identity}, indent=1) + "\n"
         # Only this makes the new arrays count.
         write_text(self.path / "state.json", text)
@@ -111,8 +134,8 @@ class RunFolder:
         try:
             # Only a name of ours: the index may have been edited.
             arrays = self.path / f"step-{index['step']:07}.safetensors"
-            return State(index["step"], load_file(arrays))
-        except (OSError, SafetensorError, ValueError, KeyError) as error:
+            return State(arrays, index["step"], load_file(arrays))
+        except (OSError, SafetensorError) as error:
             raise RecipeError(
                 f"run '{self.path}' | has arrays that cannot be read: {error}; start afresh"
             ) from error
@@ -129,9 +152,12 @@ class RunFolder:
             ) from error
 
     def _check(self, index: Any) -> None:
-        if not isinstance(index, dict) or index.get("format") != _FORMAT:
-            raise RecipeError(f"run '{self.path}' | holds no run of patch-compile")
-        before = index.get("identity", {})
+        if not _readable(index):
+            raise RecipeError(
+                f"run '{self.path}' | has a state.json that is not of this version of "
+                "patch-compile; start afresh in another folder"
+            )
+        before = index["identity"]
         # As JSON gives it back: tuples are lists there.
         for what, value in json.loads(json.dumps(self.identity)).items():
             if before.get(what) != value:
@@ -143,21 +169,45 @@ class RunFolder:
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Adds a row to log.csv."""
-        path = self.path / "log.csv"
-        with path.open("a", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, row)
-            if file.tell() == 0:
-                writer.writeheader()
-            writer.writerow(row)
+        try:
+            with (self.path / "log.csv").open("a", encoding="utf-8", newline="") as file:
+                writer = csv.DictWriter(file, row)
+                if file.tell() == 0:
+                    writer.writeheader()
+                writer.writerow(row)
+        except OSError as error:
+            raise self._unwritable(error) from error
 
     def trim_log(self, step: int) -> None:
         """Drops the rows of steps after `step`, which a resumed run takes again."""
         path = self.path / "log.csv"
         if not path.exists():
             return
-        head, *rows = path.read_text("utf-8").splitlines(keepends=True)
-        kept = [row for row in rows if int(row.partition(",")[0]) <= step]
-        write_text(path, head + "".join(kept))
+        # A run that was killed may have left nothing, or half a row.
+        lines = path.read_text("utf-8", "replace").splitlines(keepends=True)
+        kept = [line for line in lines[1:] if _step_of(line) <= step]
+        write_text(path, "".join(lines[:1] + kept))
+
+    def _unwritable(self, error: OSError) -> RecipeError:
+        return RecipeError(
+            f"run '{self.path}' | cannot be written: {error.strerror}; choose another folder"
+        )
+
+
+def _readable(index: Any) -> bool:
+    """Tells whether a state.json has what is read of it."""
+    return (
+        isinstance(index, dict)
+        and (index.get("format"), index.get("version")) == (_FORMAT, _VERSION)
+        and isinstance(index.get("step"), int)
+        and isinstance(index.get("identity"), dict)
+    )
+
+
+def _step_of(row: str) -> float:
+    """Returns the step of a row of the log; one that is after all others if it is damaged."""
+    step = row.partition(",")[0]
+    return int(step) if step.isdecimal() and row.endswith("\n") else math.inf
 
 
 def _differing(before: Any, now: Any) -> str:

@@ -4,6 +4,8 @@ B: windows in a forward pass. T: tokens in a window.
 """
 
 import math
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -86,9 +88,7 @@ class Trainer:
             ModelError: if the loss is NaN or infinite; the step is not taken.
         """
         while self.step < self.recipe.steps:
-            record = self._take()
-            self.step += 1
-            after(record)
+            after(self._take())
 
     def _take(self) -> Record:
         begun = perf_counter()
@@ -100,10 +100,12 @@ class Trainer:
             group["lr"] = rate
         passes = [self._pass(micro) for micro in range(self.recipe.accumulate)]
         self.accelerator.clip_grad_norm_(self._logits(), 1.0)
-        self.optimizer.step()
+        with _undivided():
+            self.optimizer.step()
+            self.step += 1
         self.optimizer.zero_grad(set_to_none=True)
         loss, penalty, density = self._mean(passes)
-        return Record(self.step + 1, loss, penalty, density, rate, perf_counter() - begun)
+        return Record(self.step, loss, penalty, density, rate, perf_counter() - begun)
 
     def _mean(self, passes: list[tuple[float, float, float]]) -> list[float]:
         """Averages what was measured over the passes of all processes."""
@@ -121,15 +123,17 @@ class Trainer:
         share = 1.0 / recipe.accumulate
         with nullcontext() if last else accelerator.no_sync(self.model):
             loss = self.loss(ids)
-            self._check(loss.item())
+            value = loss.item()
+            self._check(value)
             gates = list(self.gates.values())
             penalty = self.penalties.apply(gates, self.step / recipe.steps, share)
             accelerator.backward(loss * share)
-        return loss.item(), penalty, self._density()
+        return value, penalty, self._density()
 
     def _density(self) -> float:
         """Returns the mean of all masks, as they were last drawn."""
-        return sum(gate.kept.item() for gate in self.gates.values()) / self.penalties.size
+        kept = torch.stack([gate.kept for gate in self.gates.values()])
+        return kept.sum().item() / self.penalties.size
 
     def loss(self, ids: Tensor) -> Tensor:
         """Returns the loss of a batch, int64 (B, T), in nats a token."""
@@ -147,14 +151,13 @@ class Trainer:
         Returns:
             nats a token, and the density of the hard masks.
         """
-        before = Moment(**vars(self.moment))
+        # The next step sets its own.
         self.moment.tile = self.moment.pattern = _HARD
         self.moment.draw = None
         losses = []
         for window in windows:
             ids = self._tensor(window[None])
             losses.append(language_loss(self._logits_of(ids), ids, None).item())
-        vars(self.moment).update(vars(before))
         return float(np.mean(losses)), self._density()
 
     def _logits_of(self, ids: Tensor) -> Tensor:
@@ -193,3 +196,22 @@ class Trainer:
 
     def _logits(self) -> list[Tensor]:
         return [p for p in parameters_of(self.gates).values() if p.requires_grad]
+
+
+@contextmanager
+def _undivided() -> Iterator[None]:
+    """Lets an interrupt wait for the end of the body: from half a step nothing goes on."""
+    if threading.current_thread() is not threading.main_thread():
+        # Only the main thread is interrupted.
+        yield
+        return
+    waiting: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda n, _: waiting.append(n)) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+    if waiting:
+        signal.raise_signal(waiting[0])

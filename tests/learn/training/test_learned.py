@@ -268,8 +268,27 @@ def test_runs_of_another_kind_are_refused(
     with pytest.raises(RecipeError, match="of another model"):
         learn_gates(tiny_model(), [text], _recipe(steps=3), tmp_path / "run", resume=True)
     other = Path(shutil.copy(text, tmp_path / "other.txt"))
-    with pytest.raises(RecipeError, match="of another texts"):
+    with pytest.raises(
+        RecipeError, match=r"of another text: files .*text.txt.*, now .*other.txt"
+    ):
         learn_gates(model, [other], _recipe(steps=3), tmp_path / "run", resume=True)
+
+
+def test_another_text_under_the_same_name_is_refused(
+    model: LoadedModel, text: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copy(text, tmp_path / "text.txt"))
+    learn_gates(model, [copy], _recipe(steps=3), tmp_path / "run")
+    copy.write_text(text.read_text("utf-8").replace("w1 ", "w2 "), "utf-8")
+    with pytest.raises(RecipeError, match="of another text: tokens "):
+        learn_gates(model, [copy], _recipe(steps=3), tmp_path / "run", resume=True)
+
+
+def test_a_sparsity_that_leaves_nothing_to_learn_is_told(
+    model: LoadedModel, text: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(RecipeError, match=r"sparsity . 0 leaves every tile dense"):
+        learn_gates(model, [text], _recipe(sparsity=(0.0, 0.25)), tmp_path)
 
 
 @pytest.mark.parametrize("damage", ["cut short", "no json", "arrays gone", "not ours"])
@@ -290,7 +309,9 @@ def test_damaged_checkpoints_are_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma", "gpt2", "opt"])
+@pytest.mark.parametrize(
+    "kind", ["llama", "qwen2", "qwen3", "mistral", "gemma", "gpt2", "opt"]
+)
 def test_every_family_learns(kind: str, tmp_path: Path) -> None:
     model = tiny_model(kind)
     text = write_counting(tmp_path / "text.txt", 40)
