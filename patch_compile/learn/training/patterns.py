@@ -34,7 +34,8 @@ class Pattern(Protocol):
     ) -> tuple[Tensor, Any]:
         """Returns the mask of n rows, (n, K), 0 to 1, and what `gradient` needs.
 
-        Without a generator there is no noise.
+        Without a generator there is no noise. Hard masks are int8: products with bool are
+        slow.
         """
         ...
 
@@ -59,8 +60,8 @@ class NoPattern:
     def sample(
         self, stored: Tensor, annealed: Annealed, generator: Generator | None
     ) -> tuple[Tensor, None]:
-        """Returns zeros, (n, 1), to broadcast along K."""
-        return stored, None
+        """Returns zeros, int8 (n, 1), to broadcast along K."""
+        return stored.view(torch.int8), None
 
     def gradient(self, grad: Tensor, kept: None, annealed: Annealed) -> Tensor:
         """Never called."""
@@ -83,8 +84,8 @@ class FixedPattern:
     def sample(
         self, stored: Tensor, annealed: Annealed, generator: Generator | None
     ) -> tuple[Tensor, None]:
-        """Returns the stored rows, bool (n, K)."""
-        return stored, None
+        """Returns the stored rows, int8 (n, K)."""
+        return stored.view(torch.int8), None
 
     def gradient(self, grad: Tensor, kept: None, annealed: Annealed) -> Tensor:
         """Never called."""
@@ -116,8 +117,8 @@ class TopTwoPattern:
     def sample(
         self, stored: Tensor, annealed: Annealed, generator: Generator | None
     ) -> tuple[Tensor, None]:
-        """Returns the top two of four, bool (n, K); no noise."""
-        return top_two(stored), None
+        """Returns the top two of four, int8 (n, K); no noise."""
+        return top_two(stored).view(torch.int8), None
 
     def gradient(self, grad: Tensor, kept: None, annealed: Annealed) -> Tensor:
         """Returns `grad`."""
@@ -164,7 +165,8 @@ class GumbelPattern:
             raised += gumbel(stored.shape, generator)
         chosen = torch.softmax(raised.div_(annealed.temperature), 1)
         planes = [chosen[:, a] + chosen[:, b] + chosen[:, c] for a, b, c in _KEEPING]
-        return torch.stack(planes, -1).flatten(1), chosen
+        # Stacked in front and then turned: twice as fast as stacked behind.
+        return torch.stack(planes, 1).transpose(1, 2).flatten(1), chosen
 
     def gradient(self, grad: Tensor, kept: Tensor, annealed: Annealed) -> Tensor:
         """Returns the softmax's vector-Jacobian product, float32 (n, 6, G)."""
