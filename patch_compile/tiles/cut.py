@@ -4,6 +4,7 @@ A method ranks tiles once; which of them go 2:4 is then a matter of the budget a
 method first makes masks whose tiles are all 2:4, with their scores, and cuts from those.
 """
 
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +17,7 @@ from patch_compile.tiles.masks import Masks
 from patch_compile.tiles.pattern import pack_keep
 from patch_compile.tiles.weight_mask import WeightMask
 
-__all__ = ["cut_masks"]
+__all__ = ["cut_masks", "cut_to"]
 
 
 def cut_masks(masks: Masks, sparsity: float) -> Masks:
@@ -29,27 +30,42 @@ def cut_masks(masks: Masks, sparsity: float) -> Masks:
     Raises:
         MaskError: if a weight has no scores, or the masks have fewer zeros than wanted.
     """
-    weights = list(masks.weights.values())
-    unscored = [mask.name for mask in weights if mask.scores is None]
-    if unscored:
-        raise MaskError(f"weight '{unscored[0]}' | has no scores to cut by; learn it again")
+    weights = masks.weights.values()
     # K and tile widths are multiples of 4: half of a tile is a whole number of zeros.
-    zeros = [np.where(mask.dense, 0, mask.grid.areas // 2) for mask in weights]
-    most, total = _total(zeros), _total([mask.grid.areas for mask in weights])
+    zeros = {mask.name: np.where(mask.dense, 0, mask.grid.areas // 2) for mask in weights}
+    most, total = _total(zeros.values()), _total(mask.grid.areas for mask in weights)
     target = round(sparsity * total)
     if target > most:
         raise MaskError(
             f"sparsity | is {sparsity:.2%}, the masks have {most / max(1, total):.2%}; a cut "
             "only lowers it: choose less, or learn masks of more"
         )
-    sparse = choose_sparse_tiles(
-        [_scores(m) for m in weights], zeros, target, _groups(weights)
-    )
+    return cut_to(masks, zeros, target)
+
+
+def cut_to(masks: Masks, gains: Mapping[str, NDArray[Any]], target: float) -> Masks:
+    """Makes tiles dense, dearest first, until those that stay 2:4 gain `target`.
+
+    Args:
+        masks: with scores.
+        gains: of every weight, numbers (R, C): what each tile gains by being 2:4, zeros or
+            predicted microseconds; 0 for tiles that are or shall be dense.
+        target: the sum of the gains that is wanted.
+
+    Raises:
+        MaskError: if a weight has no scores.
+    """
+    weights = list(masks.weights.values())
+    unscored = [mask.name for mask in weights if mask.scores is None]
+    if unscored:
+        raise MaskError(f"weight '{unscored[0]}' | has no scores to cut by; learn it again")
+    scores, gained = [_scores(m) for m in weights], [gains[m.name] for m in weights]
+    sparse = choose_sparse_tiles(scores, gained, target, _groups(weights))
     chosen = [_relaxed(*pair) for pair in zip(weights, sparse, strict=True)]
     return Masks({mask.name: mask for mask in chosen}, masks.made_by)
 
 
-def _total(counts: list[NDArray[Any]]) -> int:
+def _total(counts: Iterable[NDArray[Any]]) -> int:
     return sum(int(count.sum()) for count in counts)
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from patch_compile.errors import MaskError
-from patch_compile.tiles.cut import cut_masks
+from patch_compile.tiles.cut import cut_masks, cut_to
 from patch_compile.tiles.geometry import TileGrid
 from patch_compile.tiles.masks import Masks
 from patch_compile.tiles.pattern import top2_of_4
@@ -89,6 +89,41 @@ def test_tied_tiles_end_alike_and_the_cheapest_per_zero_stay_sparse(
     if price[True] and price[False]:
         # Sums of a few float32 in two orders.
         assert max(price[False]) <= min(price[True]) * (1 + 1e-12)
+
+
+@given(scored(), st.integers(0, 2**32 - 1), st.floats(0, 1))
+def test_a_budget_in_time_counts_what_each_tile_gains(
+    masks: Masks, seed: int, share: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    # Sixteenths add up exactly, in whatever order.
+    gains = {
+        name: rng.integers(0, 4, mask.dense.shape) / 16.0
+        for name, mask in masks.weights.items()
+    }
+    worth = [
+        (
+            sum(float(gains[mask.name][tile]) for mask, _, tile in group),
+            sum(float(score_of(mask)[tile]) for mask, _, tile in group),
+            group,
+        )
+        for group in groups(masks)
+    ]
+    target = share * sum(gain for gain, _, _ in worth)
+    cut = cut_to(masks, gains, target)
+
+    def stays(group: list[Tied]) -> bool:
+        mask, _, tile = group[0]
+        return not bool(cut.weights[mask.name].dense[tile])
+
+    reached = sum(gain for gain, _, group in worth if stays(group))
+    assert abs(reached - target) <= max(gain for gain, _, _ in worth) / 2 + 1e-9
+    assert not any(stays(group) for gain, _, group in worth if gain == 0)
+    price = {True: [0.0], False: [np.inf]}
+    for gain, score, group in worth:
+        if gain:
+            price[stays(group)].append(score / gain)
+    assert max(price[True]) <= min(price[False]) * (1 + 1e-12)
 
 
 @given(scored(), sparsities)

@@ -32,14 +32,15 @@ _SLICE = {"cpu": 2**18, "other": 2**25}
 
 @dataclass(frozen=True)
 class Pull:
-    """The penalties' part in the gradient of one gate's mask, dL/dM = mass - norm W^2 M.
+    """The penalties' part in the gradient of one gate's mask.
 
     Attributes:
-        mass: what an element pays for being kept, from |density - (1 - sparsity)|.
-        norm: what keeping a large weight earns.
+        budget: dL/dT of a tile for each unit that it would gain, from |density - (1 -
+            sparsity)|; the sparse pattern itself has no say in it.
+        norm: dL/dM of an element is -norm W^2 M, from what keeping a large weight earns.
     """
 
-    mass: float = 0.0
+    budget: float = 0.0
     norm: float = 0.0
 
 
@@ -86,12 +87,14 @@ class Gate(nn.Module):
         index: buffer (R, C), the element of shared `tiles` that each tile goes by, or None.
         stored: parameter, N rows, what the pattern stores.
         dense: buffer (R, C), the tiles as they are set, or None.
+        gains: buffer float32, broadcasts to (R, C): what the budget gains if a tile goes
+            sparse.
         name: of the weight; noise and files go by it.
         grid: the tiles.
         pattern: kind of pattern.
         moment: where the run stands.
         pull: of the penalties; set between the forward and the backward pass.
-        kept: sum over M, of the last forward pass, float64 ().
+        gained: sum over (1 - T) gains, of the last forward pass, float64 ().
         norm: sum over (W M)^2, of the last forward pass, float64 ().
     """
 
@@ -105,6 +108,7 @@ class Gate(nn.Module):
         tiles: Tensor | Tied,
         stored: Tensor,
         dense: Tensor | None = None,
+        gains: Tensor | None = None,
     ) -> None:
         """Builds a gate.
 
@@ -117,16 +121,18 @@ class Gate(nn.Module):
                 where tiles are set.
             stored: what the pattern stores, N rows.
             dense: bool (R, C), the tiles as they are set; None learns them.
+            gains: float32, broadcasts to (R, C), in units of the budget; None counts zeros.
         """
         super().__init__()
         self.dense: Tensor | None
+        self.gains: Tensor
         self.index: Tensor | None
         self.name = name
         self.grid = grid
         self.pattern = pattern
         self.moment = moment
         self.pull = Pull()
-        self.kept = self.norm = torch.zeros((), dtype=torch.float64)
+        self.gained = self.norm = torch.zeros((), dtype=torch.float64)
         index = None
         if isinstance(tiles, Tied):
             self.tiles, self._drawn_as, index = tiles.logits, tiles.name, tiles.index
@@ -134,6 +140,7 @@ class Gate(nn.Module):
             self.tiles, self._drawn_as = Parameter(tiles, requires_grad=dense is None), name
         self.register_buffer("index", index)
         self.register_buffer("dense", dense)
+        self.register_buffer("gains", _zeros(grid, pattern) if gains is None else gains)
         self.stored = Parameter(stored, requires_grad=pattern.learns)
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -155,7 +162,7 @@ class Gate(nn.Module):
         """Gives each tile its own of values that are shaped like `tiles`."""
         return values if self.index is None else values[self.index]
 
-    def density(self, tiles: Tensor, generator: Generator | None) -> Tensor:
+    def _density(self, tiles: Tensor, generator: Generator | None) -> Tensor:
         """Returns T, float32 (R, C): sampled where tiles are learned, else 0 or 1.
 
         sigmoid((kappa P + z) / tau), z logistic noise: the closed form of a Gumbel-softmax
@@ -169,21 +176,18 @@ class Gate(nn.Module):
             raised += self._of_tiles(logistic(self.tiles.shape, generator))
         return torch.sigmoid(raised.div_(self.moment.tile.temperature))
 
-    def generators(self, device: torch.device) -> tuple[Generator | None, Generator | None]:
-        """Returns the noise of the tiles and that of the pattern, both at their start."""
-        draw = self.moment.draw
+    def drawn(self, tiles: Tensor) -> tuple[Tensor, Generator | None]:
+        """Returns T, float32 (R, C), and the pattern's noise, at its start."""
+        draw, device = self.moment.draw, tiles.device
         if draw is None:
-            return None, None
-        tiles = (
+            return self._density(tiles, None), None
+        noise = (
             draw.generator(f"{self._drawn_as}/tiles", device) if self.learns_tiles else None
         )
-        pattern = draw.generator(f"{self.name}/pattern", device)
-        return tiles, pattern
+        return self._density(tiles, noise), draw.generator(f"{self.name}/pattern", device)
 
-    def tile_gradient(self, tiles: Tensor, sums: Tensor) -> Tensor:
-        """Returns the gradient of the tile logits, from that of T summed over each tile."""
-        of_tiles, _ = self.generators(sums.device)
-        density = self.density(tiles, of_tiles)
+    def tile_gradient(self, density: Tensor, sums: Tensor) -> Tensor:
+        """Returns the gradient of the tile logits, from T and its gradient, (R, C)."""
         annealed = self.moment.tile
         return sums * density * (1 - density) * (annealed.scale / annealed.temperature)
 
@@ -218,6 +222,13 @@ class Gate(nn.Module):
         return self.grid.rows[1], self.grid.columns[1]
 
 
+def _zeros(grid: TileGrid, pattern: Pattern) -> Tensor:
+    """Counts the zeros of each tile if it goes sparse; (1, 1) where all have as many."""
+    zeros = torch.from_numpy(grid.areas.astype("float32")) * pattern.zeros
+    # Tiles of one weight are as many as the weights: one number does for all.
+    return zeros[:1, :1].clone() if (zeros == zeros[0, 0]).all() else zeros
+
+
 def parameters_of(gates: Mapping[str, Gate]) -> dict[str, Parameter]:
     """Lists the parameters of gates as `NAME/tiles` and `NAME/stored`.
 
@@ -239,14 +250,15 @@ class _Masked(torch.autograd.Function):
         ctx.save_for_backward(weight, tiles, stored)
         ctx.gate = gate
         masked = torch.empty_like(weight, dtype=gate.moment.dtype or weight.dtype)
-        kept, norm = torch.zeros(2, dtype=torch.float64, device=weight.device)
-        for part in _parts(gate, tiles, stored):
+        norm = torch.zeros((), dtype=torch.float64, device=weight.device)
+        density, generator = gate.drawn(tiles)
+        for part in _parts(gate, density, stored, generator):
             product = weight[part.rows].float() * part.mask
             masked[part.rows] = product
             # Within a slice float32 is exact enough, and several times as fast.
-            kept += part.mask.sum()
             norm += torch.linalg.vector_norm(product).square()
-        gate.kept, gate.norm = kept, norm
+        gate.gained = ((1 - density) * gate.gains).sum(dtype=torch.float64)
+        gate.norm = norm
         return masked
 
     @staticmethod
@@ -254,9 +266,10 @@ class _Masked(torch.autograd.Function):
         weight, tiles, stored = ctx.saved_tensors
         gate: Gate = ctx.gate
         _, learns_tiles, learns_pattern, _ = ctx.needs_input_grad
-        sums = torch.zeros_like(tiles) if learns_tiles else None
+        density, generator = gate.drawn(tiles)
+        sums = gate.pull.budget * gate.gains.expand_as(tiles) if learns_tiles else None
         slopes = torch.empty_like(stored) if learns_pattern else None
-        for part in _parts(gate, tiles, stored):
+        for part in _parts(gate, density, stored, generator):
             grad = _mask_gradient(grads[0][part.rows], weight[part.rows], part.mask, gate.pull)
             if slopes is not None:
                 share = grad * (1 - part.dense)
@@ -265,7 +278,7 @@ class _Masked(torch.autograd.Function):
                 )
             if sums is not None:
                 gate.total(grad * (1 - part.pattern), part.rows, sums)
-        slope = None if sums is None else gate.tile_gradient(tiles, sums)
+        slope = None if sums is None else gate.tile_gradient(density, sums)
         return None, slope, slopes, None
 
 
@@ -288,20 +301,20 @@ class _Part:
     mask: Tensor
 
 
-def _parts(gate: Gate, tiles: Tensor, stored: Tensor) -> Iterator[_Part]:
+def _parts(
+    gate: Gate, density: Tensor, stored: Tensor, generator: Generator | None
+) -> Iterator[_Part]:
     """Draws a gate's mask, slice by slice; the same at every call of one moment."""
-    of_tiles, of_pattern = gate.generators(tiles.device)
-    density = gate.density(tiles, of_tiles)
-    for rows in gate.slices(tiles.device):
+    for rows in gate.slices(density.device):
         dense = gate.expand(density, rows)
-        pattern, kept = gate.pattern.sample(stored[rows], gate.moment.pattern, of_pattern)
+        pattern, kept = gate.pattern.sample(stored[rows], gate.moment.pattern, generator)
         yield _Part(rows, dense, pattern, kept, (1 - dense).mul_(pattern).add_(dense))
 
 
 def _mask_gradient(grad: Tensor, weight: Tensor, mask: Tensor, pull: Pull) -> Tensor:
-    """Returns dL/dM, float32 (n, K), from dL/d(W M), the loss's part and the penalties'."""
+    """Returns dL/dM, float32 (n, K), from dL/d(W M), the loss's part and the norm's."""
     weight = weight.float()
     total = grad.float()
     if pull.norm:
         total = total - pull.norm * weight * mask
-    return (total * weight).add_(pull.mass)
+    return total * weight

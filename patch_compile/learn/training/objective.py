@@ -43,7 +43,7 @@ class Penalties:
         variant: of the norm term: `paper`, sum ||W M||^2 / sum ||W||^2; `code`, of norms that
             are not squared, fading out linearly, as PATCH's authors run it.
         target: density wanted, 1 - sparsity.
-        size: weights of all gates.
+        size: weights of all gates, or what the whole is in the units of the gates' gains.
         squares: of each gate's weight, sum of W^2.
     """
 
@@ -63,9 +63,9 @@ class Penalties:
             share: of this forward pass in the step's gradient.
         """
         # One tensor, so that a GPU is waited for once.
-        sums = torch.stack([torch.stack((gate.kept, gate.norm)) for gate in gates])
-        kept, norms = sums.T.tolist()
-        density: float = sum(kept) / self.size
+        sums = torch.stack([torch.stack((gate.gained, gate.norm)) for gate in gates])
+        gained, norms = sums.T.tolist()
+        density: float = 1.0 - sum(gained) / self.size
         slope = self.density * math.copysign(1.0, density - self.target) / self.size
         value = self.density * abs(density - self.target)
         weight = self.norm * (1.0 - progress if self.variant == "code" else 1.0)

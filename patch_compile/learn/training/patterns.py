@@ -16,9 +16,15 @@ __all__ = ["FixedPattern", "GumbelPattern", "NoPattern", "Pattern", "TopTwoPatte
 
 
 class Pattern(Protocol):
-    """A mask of a weight as if all its tiles were sparse, soft or hard."""
+    """A mask of a weight as if all its tiles were sparse, soft or hard.
+
+    Attributes:
+        learns: it has logits or scores.
+        zeros: share of a sparse tile.
+    """
 
     learns: bool
+    zeros: float
 
     def start(self, saliency: Tensor, generator: Generator) -> Tensor:
         """Returns what a gate stores for the pattern, N rows: logits, or a fixed mask.
@@ -52,6 +58,7 @@ class NoPattern:
     """Sparse tiles are empty: with tiles of one weight each this is LEAP."""
 
     learns = False
+    zeros = 1.0
 
     def start(self, saliency: Tensor, generator: Generator) -> Tensor:
         """Returns zeros, bool (N, 1)."""
@@ -76,6 +83,7 @@ class FixedPattern:
     """The best two of every four by a one-shot saliency, for good: PATCH-Tile."""
 
     learns = False
+    zeros = 0.5
 
     def start(self, saliency: Tensor, generator: Generator) -> Tensor:
         """Returns the mask, bool (N, K)."""
@@ -104,6 +112,7 @@ class TopTwoPattern:
     """
 
     learns = True
+    zeros = 0.5
 
     def start(self, saliency: Tensor, generator: Generator) -> Tensor:
         """Returns log saliencies, standardised within each group of four, (N, K)."""
@@ -147,6 +156,7 @@ class GumbelPattern:
     """
 
     learns = True
+    zeros = 0.5
 
     def start(self, saliency: Tensor, generator: Generator) -> Tensor:
         """Returns small random logits that lean to the prior's mask."""

@@ -132,8 +132,8 @@ class Trainer:
 
     def _density(self) -> float:
         """Returns the mean of all masks, as they were last drawn."""
-        kept = torch.stack([gate.kept for gate in self.gates.values()])
-        return kept.sum().item() / self.penalties.size
+        gained = torch.stack([gate.gained for gate in self.gates.values()])
+        return 1.0 - gained.sum().item() / self.penalties.size
 
     def loss(self, ids: Tensor) -> Tensor:
         """Returns the loss of a batch, int64 (B, T), in nats a token."""

@@ -24,7 +24,7 @@ from tests.learn.training import plain
 SHAPE = (22, 36)
 TILE, PATTERN = Annealed(0.7, 30.0), Annealed(1.3, 80.0)
 DRAW = Draw(seed=3, step=5, slot=1)
-PULL = Pull(mass=0.21, norm=0.37)
+PULL = Pull(budget=0.21, norm=0.37)
 
 # Sums of a few hundred float32 products in another order.
 CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-5}
@@ -64,9 +64,9 @@ def _case(pattern: Any, tile: str | TileGrid = "5x8", *, dense: Tensor | None = 
 
 
 def _expected(case: Case, mask: Tensor) -> Tensor:
-    """Runs the plain objective backward: the loss's part, mass * sum M, norm / 2 * |W M|^2."""
+    """Runs the plain objective backward: the loss's part, that of sum M, norm / 2 |W M|^2."""
     product = case.weight * mask
-    loss = (product * case.grad).sum() + PULL.mass * mask.sum()
+    loss = (product * case.grad).sum() + PULL.budget * mask.sum()
     torch.autograd.backward(loss - PULL.norm / 2 * product.square().sum())
     return product.detach()
 
@@ -94,7 +94,8 @@ def test_patch_joint_has_the_paper_s_gradients(tile: str) -> None:
     torch.testing.assert_close(case.run(), product, **CLOSE)
     torch.testing.assert_close(case.gate.tiles.grad, tiles.grad, **CLOSE)
     torch.testing.assert_close(case.gate.stored.grad, stored.grad, **CLOSE)
-    assert float(case.gate.kept) == pytest.approx(float(mask.detach().sum()), rel=1e-5)
+    kept = mask.numel() - float(case.gate.gained)
+    assert kept == pytest.approx(float(mask.detach().sum()), rel=1e-5)
     assert float(case.gate.norm) == pytest.approx(float(product.square().sum()), rel=1e-5)
 
 
@@ -120,6 +121,26 @@ def test_leap_is_tiles_of_one_weight_over_nothing() -> None:
     torch.testing.assert_close(case.gate.tiles.grad, tiles.grad, **CLOSE)
 
 
+def test_a_budget_of_another_unit_asks_its_own_price_of_every_tile() -> None:
+    case = _case(FixedPattern())
+    gate = case.gate
+    prices = torch.rand(gate.grid.tiles, generator=torch.Generator().manual_seed(1))
+    case.gate = Gate(
+        "w", gate.grid, gate.pattern, gate.moment,
+        tiles=gate.tiles.detach(), stored=gate.stored.detach(), gains=prices,
+    )  # fmt: skip
+    tiles = _leaf(gate.tiles)
+    density = plain.soft_tiles(tiles, 0.0, case.noise[0], TILE.temperature, TILE.scale)
+    case.grad.zero_()
+    torch.autograd.backward(PULL.budget * (density * prices).sum())
+    case.gate(case.weight)
+    case.gate.pull = Pull(budget=PULL.budget)
+    torch.autograd.backward(case.gate(case.weight), case.grad)
+    torch.testing.assert_close(case.gate.tiles.grad, tiles.grad, **CLOSE)
+    spared = float(((1 - density.detach()) * prices).sum())
+    assert float(case.gate.gained) == pytest.approx(spared, rel=1e-5)
+
+
 def test_set_tiles_scale_the_pattern_s_gradient_and_learn_nothing() -> None:
     grid = Geometry.parse("5x8").grid(SHAPE)
     dense = torch.rand(grid.tiles, generator=torch.Generator().manual_seed(1)) < 0.4
@@ -138,7 +159,7 @@ def test_top_two_hands_the_mask_s_gradient_straight_to_its_scores() -> None:
     masked = case.run()
     hard = case.gate.pattern.hard(case.gate.stored)
     torch.testing.assert_close(masked, case.weight * hard)
-    loss = case.weight * case.grad + PULL.mass - PULL.norm * case.weight.square() * hard
+    loss = case.weight * case.grad - PULL.norm * case.weight.square() * hard
     torch.testing.assert_close(case.gate.stored.grad, loss, **CLOSE)
 
 
@@ -214,7 +235,7 @@ def test_tied_tiles_share_a_logit_its_noise_and_the_sum_of_their_gradients(
         tile = gate.grid.rows[1], gate.grid.columns[1]
         dense = plain.expand(choice[index], *tile, SHAPE)
         product = case.weight * plain.merged(dense, stored)
-        loss = (product * case.grad).sum() + PULL.mass * plain.merged(dense, stored).sum()
+        loss = (product * case.grad).sum() + PULL.budget * plain.merged(dense, stored).sum()
         expected.append((product, loss - PULL.norm / 2 * product.square().sum()))
     torch.autograd.backward([loss for _, loss in expected])
     for (case, _), (product, _) in zip(cases, expected, strict=True):
