@@ -81,7 +81,7 @@ class LearnRecipe:
             key-value head. Other weights keep `tile`.
         tie_block: inner features of an `mlp` block.
         sparsity: zeros over all weights of the pruned linears, 0 to 0.5; several, as in
-            `0.25,0.35`, give a file each, the first is what learning aims at.
+            `0.25,0.35`, give a file each; learning aims at the largest.
         samples: calibration windows.
         window: tokens in a window.
         seed: of the order of the text, of the noise and of random starts.
@@ -100,7 +100,8 @@ class LearnRecipe:
         norm_term: `paper`, squared norms over all weights; `code`, the sum of the weights'
             norms, fading out, as PATCH's authors run it.
         precision: of the forward and backward pass; logits and Adam stay fp32.
-        recompute: recompute activations in the backward pass: less memory, more time.
+        recompute: recompute activations in the backward pass, where the model has blocks that
+            can: less memory, more time.
         holdout: windows never learned from, to judge by at every checkpoint.
         checkpoint_every: steps between checkpoints.
     """
@@ -164,6 +165,11 @@ class LearnRecipe:
     def learns(self) -> bool:
         """The method learns; a one-shot method only ranks."""
         return self.method not in get_args(OneShot)
+
+    @property
+    def aim(self) -> float:
+        """The sparsity that learning aims at: less is cut from it, never more."""
+        return max(self.sparsity)
 
     @property
     def ranking(self) -> Selection:

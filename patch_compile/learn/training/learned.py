@@ -120,7 +120,7 @@ def _identity(
     tokens = sha256(text.train.tobytes() + text.held_out.tobytes()).hexdigest()
     return {
         # Two processes are as one that takes two passes.
-        "recipe": {**options, "sparsity": recipe.sparsity[0], "accumulate": passes},
+        "recipe": {**options, "sparsity": recipe.aim, "accumulate": passes},
         "model": {
             name: digests(linear.array())["float32"] for name, linear in linears.items()
         },
@@ -176,7 +176,7 @@ def _start(
     gates, prior = tiled_gates(linears, statistics, recipe, chosen.pattern, moment, cuts)
     if not gates:
         raise RecipeError(
-            f"sparsity | {recipe.sparsity[0]:g} leaves every tile dense, nothing to learn; "
+            f"sparsity | {recipe.aim:g} leaves every tile dense, nothing to learn; "
             "ask for more"
         )
     return _Start(gates, moment, prior, chosen)
@@ -213,7 +213,7 @@ def _penalties(linears: Mapping[str, Linear], start: _Start, recipe: LearnRecipe
         density=start.settings.density_weight if learned else 0.0,
         norm=start.settings.norm_weight,
         variant=recipe.norm_term,
-        target=1.0 - recipe.sparsity[0],
+        target=1.0 - recipe.aim,
         size=sum(linears[name].weight.numel() for name in gates),
         squares={name: float(linears[name].weight.float().square().sum()) for name in gates},
     )

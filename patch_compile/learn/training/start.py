@@ -98,7 +98,7 @@ def _scores(
 
 def _set(prior: Masks, recipe: LearnRecipe) -> dict[str, dict[str, Any]]:
     """Sets the tiles once, at the sparsity that learning aims at."""
-    chosen = cut_masks(prior, recipe.sparsity[0])
+    chosen = cut_masks(prior, recipe.aim)
     return {
         name: {"tiles": _tensor(_scores_of(mask)), "dense": torch.from_numpy(mask.dense)}
         for name, mask in chosen.weights.items()
@@ -135,9 +135,7 @@ def _by_cost(prior: Masks, recipe: LearnRecipe) -> list[Tensor]:
     every = np.concatenate([price.ravel() for price in prices])
     areas = np.concatenate([mask.grid.areas.ravel() for mask in masks])
     # A budget counts weights: a large tile takes more of it than a small one.
-    middle = np.quantile(
-        every, min(1.0, 2 * recipe.sparsity[0]), weights=areas, method="inverted_cdf"
-    )
+    middle = np.quantile(every, min(1.0, 2 * recipe.aim), weights=areas, method="inverted_cdf")
     unit = _STRENGTH * _DEVIATION / max(float(every.std()), 1e-6)
     return [_tensor(unit * (price - middle)) for price in prices]
 
@@ -193,7 +191,7 @@ def free_gates(
         saliency = torch.from_numpy(
             SALIENCIES[recipe.saliency](evidence_of(linear, statistics))
         )
-        lost = round(recipe.sparsity[0] * linear.shape[1])
+        lost = round(recipe.aim * linear.shape[1])
         rank = saliency.argsort(dim=1, stable=True).argsort(dim=1)
         side = torch.where(rank < lost, -1.0, 1.0)
         logits = _noise(linear.shape, recipe, name) + _DEVIATION * _STRENGTH * side

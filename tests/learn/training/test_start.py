@@ -208,3 +208,18 @@ def test_leap_starts_each_row_at_the_prior_s_choice(
         assert np.abs(logits - side).max() < 6 * 0.014
         assert (logits - side).std() == pytest.approx(0.014, rel=0.1)
         assert gates[name].learns_tiles
+
+
+@pytest.mark.parametrize("method", ["topk-ste", "patch-tile", "leap"])
+def test_of_several_sparsities_learning_starts_at_the_largest(
+    model: LoadedModel, method: str
+) -> None:
+    one, several = (
+        _start(model, _recipe(method=method, sparsity=sparsity))[0]
+        for sparsity in ((0.4,), (0.2, 0.4, 0.3))
+    )
+    assert list(one) == list(several)
+    for name, gate in one.items():
+        assert torch.equal(gate.logits, several[name].logits)
+        if gate.dense is not None:
+            assert torch.equal(gate.dense, several[name].dense)
