@@ -1,6 +1,6 @@
 """The decision: from a mask and a recipe to a plan. Pure; no clock, file or environment.
 
-N: out features. K: in features. Cost counts multiply-adds for one token, a 2:4 piece half.
+N: out features. K: in features.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patch_compile.recipe import CompileRecipe
+from patch_compile.tiles.cost import Cost, MultiplyAdds, products
 from patch_compile.tiles.cover import minimum_cover
 from patch_compile.tiles.geometry import TileGrid
 from patch_compile.tiles.plan import Lowering, Piece, Role, Span, WeightPlan
@@ -19,28 +20,36 @@ __all__ = ["plan_weight"]
 Pieces = tuple[Piece, ...]
 
 
-def plan_weight(weight: str, masks: Sequence[WeightMask], recipe: CompileRecipe) -> WeightPlan:
+def plan_weight(
+    weight: str,
+    masks: Sequence[WeightMask],
+    recipe: CompileRecipe,
+    cost: Cost | None = None,
+) -> WeightPlan:
     """Returns the cheapest lowering of one initializer, or the one the recipe forces.
 
     Args:
         weight: the initializer's name.
         masks: its mask; several, in order along N, if the initializer is fused.
-        recipe: `lowering` forces one form; `min_gain` is the least share of multiply-adds
-            that a cut must save.
+        recipe: `lowering` forces one form; `min_gain` is the least share of the cost that a
+            cut must save.
+        cost: what is saved; None counts multiply-adds.
     """
     mask = concatenate(masks)
-    lowering, pieces, reason = _decide(mask, recipe)
+    lowering, pieces, reason = _decide(mask, recipe, cost or MultiplyAdds())
     names = tuple(mask.name for mask in masks)
     return WeightPlan(weight, names, mask.shape, lowering, pieces, reason)
 
 
-def _decide(mask: WeightMask, recipe: CompileRecipe) -> tuple[Lowering, Pieces, str]:
+def _decide(
+    mask: WeightMask, recipe: CompileRecipe, cost: Cost
+) -> tuple[Lowering, Pieces, str]:
     n, k = mask.shape
     dense = (Piece("dense", ((0, n),), ((0, k),)),)
     if refusal := _refusal(mask):
         return "dense", dense, refusal
     if recipe.lowering == "auto":
-        return _cheapest(mask, dense, recipe.min_gain)
+        return _cheapest(mask, dense, recipe.min_gain, cost)
     if recipe.lowering == "dense":
         return "dense", dense, "forced by the recipe"
     forced = _CUTS[recipe.lowering](mask)
@@ -50,7 +59,7 @@ def _decide(mask: WeightMask, recipe: CompileRecipe) -> tuple[Lowering, Pieces, 
 
 
 def _cheapest(
-    mask: WeightMask, dense: Pieces, min_gain: float
+    mask: WeightMask, dense: Pieces, min_gain: float, cost: Cost
 ) -> tuple[Lowering, Pieces, str]:
     found: dict[Lowering, Pieces] = {
         name: pieces for name, cut in _CUTS.items() if (pieces := cut(mask)) is not None
@@ -58,8 +67,8 @@ def _cheapest(
     if not found:
         return "dense", dense, "no band, strip or cover of this tile map is wholly 2:4"
     # On equal cost the earlier, simpler form wins: dicts keep the order of _CUTS.
-    best = min(found, key=lambda name: _cost(found[name]))
-    gain = 1 - _cost(found[best]) / _cost(dense)
+    best = min(found, key=lambda name: products(found[name], cost))
+    gain = 1 - products(found[best], cost) / products(dense, cost)
     if gain < min_gain:
         reason = (
             f"best cut ('{best}') saves {gain:.1%} of the multiply-adds, below {min_gain:.1%}"
@@ -74,10 +83,6 @@ def _refusal(mask: WeightMask) -> str | None:
     if mask.shape[1] % 4:
         return f"in features {mask.shape[1]} are not a multiple of 4: no 2:4 kernel takes it"
     return None
-
-
-def _cost(pieces: Pieces) -> float:
-    return sum(p.macs * (0.5 if p.role == "sparse24" else 1.0) for p in pieces)
 
 
 def _whole(mask: WeightMask) -> Pieces | None:

@@ -221,5 +221,7 @@ def test_of_several_sparsities_learning_starts_at_the_largest(
     assert list(one) == list(several)
     for name, gate in one.items():
         assert torch.equal(gate.logits, several[name].logits)
-        if gate.dense is not None:
-            assert torch.equal(gate.dense, several[name].dense)
+        dense, also = gate.dense, several[name].dense
+        assert (dense is None) == (also is None)
+        if dense is not None and also is not None:
+            assert torch.equal(dense, also)
