@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 
 from patch_compile.errors import ModelError
 from patch_compile.learn.calibrate import Statistics, calibrate
-from patch_compile.learn.linears import prunable
+from patch_compile.learn.grams import Grams
+from patch_compile.learn.linears import find_linears, prunable
 from patch_compile.learn.model import LoadedModel
 from tests.learn.tiny import random_ids, tiny_model
 
@@ -26,9 +27,12 @@ def _calibrated(
     *,
     moments: bool = True,
     fisher: bool = True,
+    grams: bool = False,
 ) -> Statistics:
     linears = prunable(model.module)
-    return calibrate(model.module, linears, windows, moments=moments, fisher=fisher)
+    return calibrate(
+        model.module, linears, windows, moments=moments, fisher=fisher, grams=grams
+    )
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2"])
@@ -69,13 +73,87 @@ def test_moment_is_the_sum_of_squared_inputs(windows: NDArray[np.int64]) -> None
     assert statistics.moments["model.layers.1.mlp.down_proj.weight"].shape == (172,)
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_gram_is_the_sum_of_the_inputs_products(kind: str, windows: NDArray[np.int64]) -> None:
+    model = tiny_model(kind)
+    inputs: dict[str, list[Any]] = {}
+    handles = [
+        linear.module.register_forward_hook(
+            lambda _, x, __, name=name: inputs.setdefault(name, []).append(x[0].double())
+        )
+        for name, linear in prunable(model.module).items()
+    ]
+    with torch.no_grad():
+        model.module(input_ids=torch.from_numpy(windows))
+    for handle in handles:
+        handle.remove()
+    grams = _calibrated(model, windows, moments=False, fisher=False, grams=True).grams
+    assert grams.keys() == inputs.keys()
+    for name, (x,) in inputs.items():
+        rows = x.flatten(0, 1)
+        assert grams[name].dtype == np.float32
+        # 36 products of float32 each.
+        np.testing.assert_allclose(grams[name], (rows.T @ rows).numpy(), rtol=1e-4, atol=1e-4)
+
+
+def test_layers_of_one_input_share_one_gram(windows: NDArray[np.int64]) -> None:
+    grams = _calibrated(tiny_model(), windows, grams=True).grams
+    layer = "model.layers.1.{}_proj.weight"
+    query, key, value, gate, up = (
+        grams[layer.format(name)]
+        for name in ("self_attn.q", "self_attn.k", "self_attn.v", "mlp.gate", "mlp.up")
+    )
+    assert query is key
+    assert query is value
+    assert gate is up
+    # Two layers of four inputs: what q, o, gate and down read.
+    assert len({id(gram) for gram in grams.values()}) == 8
+
+
+class _Reader(torch.nn.Module):
+    """Two layers that read one tensor; `between` may change or replace it."""
+
+    def __init__(self, between: Any) -> None:
+        super().__init__()
+        self.one, self.two = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+        self.between = between
+
+    def forward(self, x: Any) -> Any:
+        first = self.one(x)
+        return first + self.two(self.between(x))
+
+
+def _grams_of(reader: _Reader, inputs: list[Any]) -> Grams:
+    module: Any = reader
+    grams = Grams(find_linears(module))
+    with torch.no_grad(), grams.watch():
+        for x in inputs:
+            reader(x)
+    return grams
+
+
+def test_a_tensor_that_was_written_to_is_another_input() -> None:
+    shared = _grams_of(_Reader(lambda x: x), [torch.ones(3, 4)]).arrays()
+    assert shared["one.weight"] is shared["two.weight"]
+    written = _grams_of(_Reader(lambda x: x.add_(1.0)), [torch.ones(3, 4)]).arrays()
+    assert (written["one.weight"] == 3.0).all()
+    assert (written["two.weight"] == 12.0).all()
+
+
+def test_layers_that_stop_sharing_are_refused() -> None:
+    choice = iter([False, True])
+    reader = _Reader(lambda x: x.clone() if next(choice) else x)
+    with pytest.raises(ModelError, match=r"weight 'two\.weight' \| read what 'one\.weight'"):
+        _grams_of(reader, [torch.ones(3, 4)] * 2)
+
+
 def test_model_is_left_as_it_was(windows: NDArray[np.int64]) -> None:
     module = tiny_model().module
     linears = prunable(module)
     linears[UP].weight.requires_grad_(False)
     before = {name: value.clone() for name, value in module.state_dict().items()}
     required = {name: p.requires_grad for name, p in module.named_parameters()}
-    calibrate(module, linears, windows, moments=True, fisher=True)
+    calibrate(module, linears, windows, moments=True, fisher=True, grams=True)
     assert all(torch.equal(value, before[n]) for n, value in module.state_dict().items())
     assert {n: p.requires_grad for n, p in module.named_parameters()} == required
     assert all(p.grad is None for p in module.parameters())
@@ -151,12 +229,13 @@ def test_token_outside_the_vocabulary_is_refused(windows: NDArray[np.int64]) -> 
         _calibrated(tiny_model(), windows)
 
 
-def test_layer_that_sees_nothing_is_named(windows: NDArray[np.int64]) -> None:
+@pytest.mark.parametrize("grams", [False, True])
+def test_layer_that_sees_nothing_is_named(windows: NDArray[np.int64], grams: bool) -> None:
     model = tiny_model()
     module: Any = model.module
     module.model.extra = torch.nn.Linear(8, 8)
     with pytest.raises(ModelError, match=r"weight 'model\.extra\.weight' \| did nothing"):
-        _calibrated(model, windows)
+        _calibrated(model, windows, moments=not grams, fisher=False, grams=grams)
 
 
 def test_progress_counts_windows(windows: NDArray[np.int64]) -> None:
