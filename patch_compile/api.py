@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from patch_compile._require import require
 from patch_compile.compiler import COMPILED
+from patch_compile.errors import RecipeError
 from patch_compile.expected import read_beside
 from patch_compile.io.atomic import write_text
 from patch_compile.recipe import (
@@ -74,9 +75,12 @@ def learn_candidates(
     *,
     run: str | Path | None = None,
     resume: bool = False,
+    checkpoint: str | Path | None = None,
     progress: Progress | None = None,
 ) -> "Candidates":
     """Learns once; `.cut(sparsity)` of the result gives masks of any sparsity.
+
+    With `recipe.update` there is one sparsity alone, that of the weights in `checkpoint`.
 
     Args:
         model: a Hugging Face directory, a hub id, or a GGUF file.
@@ -84,6 +88,7 @@ def learn_candidates(
         recipe: see `LearnRecipe`.
         run: folder of checkpoints and log.csv, for a method that learns; None keeps none.
         resume: go on from the checkpoint in `run`, if there is one.
+        checkpoint: Hugging Face folder for the weights that `recipe.update` makes.
         progress: called with (steps done, steps in all, what).
 
     Raises:
@@ -94,7 +99,14 @@ def learn_candidates(
     """
     require("torch", "learn")
     recipe = recipe or LearnRecipe()
+    _check_checkpoint(recipe, checkpoint)
     loaded = require("patch_compile.learn.model", "learn").load_model(model)
+    if checkpoint is not None:
+        updating = require("patch_compile.learn.update", "learn")
+        updated: Candidates = updating.update_weights(
+            loaded, _sources(data), recipe, Path(checkpoint), progress
+        )
+        return updated
     if not recipe.learns:
         oneshot = require("patch_compile.learn.oneshot", "learn")
         ranked: Candidates = oneshot.rank_tiles(loaded, _sources(data), [recipe], progress)[0]
@@ -105,6 +117,16 @@ def learn_candidates(
             loaded, _sources(data), recipe, folder, resume=resume, progress=progress
         )
     return found
+
+
+def _check_checkpoint(recipe: LearnRecipe, folder: str | Path | None) -> None:
+    if recipe.update == (folder is not None):
+        return
+    if recipe.update:
+        problem = "is missing, and --update makes new weights; give a folder for them"
+    else:
+        problem = f"is '{folder}', and no weight changes; leave it out, or --update weights"
+    raise RecipeError(f"checkpoint | {problem}")
 
 
 def _sources(data: Data) -> list[str | Path]:

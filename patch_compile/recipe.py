@@ -17,10 +17,11 @@ __all__ = [
     "VerifyRecipe",
 ]
 
-OneShot = Literal["magnitude", "wanda"]
+OneShot = Literal["magnitude", "wanda", "sparsegpt"]
 Method = Literal[
     "magnitude",
     "wanda",
+    "sparsegpt",
     "patch-tile",
     "patch-joint",
     "maskllm",
@@ -69,9 +70,13 @@ class LearnRecipe:
     Options that are None take the method's own value, see `learn/settings.py`.
 
     Attributes:
-        method: `magnitude` and `wanda` rank weights from one pass over a text; `topk-ste`,
-            `maskllm`, `patch-tile`, `patch-joint` and `leap` learn, `leap` without any
-            pattern.
+        method: `magnitude`, `wanda` and `sparsegpt` rank weights from one pass over a text;
+            `topk-ste`, `maskllm`, `patch-tile`, `patch-joint` and `leap` learn, `leap`
+            without any pattern.
+        structure: of one-shot masks: `2:4` in sparse tiles, or `unstructured`, zeros
+            anywhere, each layer of one sparsity; dense to every kernel, a baseline.
+        update: of `sparsegpt`: move the weights that stay so that they make up for those
+            that go; the new weights are a checkpoint, the masks belong to it.
         select: what ranks tiles: `fisher`, sum of g^2 w^2 over the weights that would go;
             `error`, the sum of the prior's own squared scores; `learned`, a logit a tile.
             None is `learned` for `patch-tile` and `patch-joint`, else `fisher`.
@@ -80,8 +85,9 @@ class LearnRecipe:
             of the inner axis; `heads`, q, k, v by rows and o by columns share one for each
             key-value head. Other weights keep `tile`.
         tie_block: inner features of an `mlp` block.
-        sparsity: zeros over all weights of the pruned linears, 0 to 0.5; several, as in
-            `0.25,0.35`, give a file each; learning aims at the largest.
+        sparsity: zeros over all weights of the pruned linears, 0 to 0.5, or to 1 where zeros
+            may be anywhere; several, as in `0.25,0.35`, give a file each; learning aims at
+            the largest.
         samples: calibration windows.
         window: tokens in a window.
         seed: of the order of the text, of the noise and of random starts.
@@ -107,6 +113,8 @@ class LearnRecipe:
     """
 
     method: Method = "wanda"
+    structure: Literal["2:4", "unstructured"] = "2:4"
+    update: bool = False
     select: Selection | None = None
     tile: str = "128x128"
     tie: tuple[Tie, ...] = ()
@@ -136,7 +144,7 @@ class LearnRecipe:
         _check_kinds(self)
         if not self.sparsity:
             raise RecipeError("sparsity | is empty; expected a number from 0 to 0.5")
-        top = 1.0 if self.method == "leap" else 0.5
+        top = 1.0 if self.free else 0.5
         for sparsity in self.sparsity:
             _within("sparsity", sparsity, 0.0, top)
         for name in ("samples", "steps", "batch", "accumulate", "checkpoint_every"):
@@ -147,11 +155,14 @@ class LearnRecipe:
             if getattr(self, name) is not None:
                 _within(name, getattr(self, name), 0.0, 1e6)
         self._check_selection()
+        self._check_structure()
+        self._check_update()
 
     def _check_selection(self) -> None:
         wrong = {
             "magnitude": ("learned",),
             "wanda": ("learned",),
+            "sparsegpt": ("learned",),
             "patch-tile": ("fisher", "error"),
             "patch-joint": ("fisher", "error"),
         }.get(self.method, ())
@@ -160,6 +171,40 @@ class LearnRecipe:
                 f"select | is {self.select!r}, which method '{self.method}' cannot do; "
                 "leave it out, or choose another method"
             )
+
+    def _check_structure(self) -> None:
+        if self.structure == "2:4":
+            return
+        if self.learns and not self.free:
+            raise RecipeError(
+                f"structure | is 'unstructured', and method '{self.method}' learns 2:4 tiles; "
+                f"expected leap or one of {', '.join(get_args(OneShot))}"
+            )
+        given = [name for name in ("select", "tie") if getattr(self, name)]
+        if given:
+            raise RecipeError(
+                f"{given[0]} | is {getattr(self, given[0])!r}, and unstructured masks have no "
+                "tiles; leave it out, or choose --structure 2:4"
+            )
+
+    def _check_update(self) -> None:
+        if not self.update:
+            return
+        if self.method != "sparsegpt":
+            raise RecipeError(
+                f"update | is asked of method '{self.method}', which leaves weights as they "
+                "are; choose --method sparsegpt, or leave it out"
+            )
+        if len(self.sparsity) > 1:
+            raise RecipeError(
+                f"sparsity | is {self.sparsity}, and --update makes new weights for each; "
+                "expected one, run once for each"
+            )
+
+    @property
+    def free(self) -> bool:
+        """Zeros may be anywhere: there is neither a pattern nor a tile."""
+        return self.method == "leap" or (self.structure == "unstructured" and not self.learns)
 
     @property
     def learns(self) -> bool:

@@ -117,6 +117,7 @@ def learn(
     output: Output = Path("masks.json"),
     run: Path | None = None,
     resume: Annotated[bool, Parameter(negative="")] = False,
+    checkpoint: Path | None = None,
     recipe: Annotated[LearnRecipe, _FLAT] = _LEARN,
 ) -> None:
     """Make masks for MODEL: 2:4 patterns, and which tiles take them.
@@ -130,6 +131,7 @@ def learn(
         run: folder of a learning method's checkpoints and log.csv; by default OUTPUT's name
             with .run.
         resume: go on from the checkpoint in the run's folder.
+        checkpoint: folder for the model whose weights --update changed; the masks are for it.
     """
     folder = run or output.with_suffix(".run")
     try:
@@ -140,12 +142,15 @@ def learn(
                 recipe,
                 run=folder,
                 resume=resume,
+                checkpoint=checkpoint,
                 progress=progress if _first_process() else None,
             )
     except KeyboardInterrupt:
         if (folder / "state.json").exists():
             say(f"'{folder}' | keeps what was learned so far; go on with --resume")
         raise
+    if checkpoint is not None and _first_process():
+        say(f"wrote {checkpoint}")
     for sparsity in recipe.sparsity if _first_process() else ():
         masks = found.cut(sparsity)
         path = output if len(recipe.sparsity) == 1 else _numbered(output, sparsity)

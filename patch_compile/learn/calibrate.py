@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from patch_compile._require import require
 from patch_compile.errors import ModelError
 from patch_compile.learn._progress import Progress, tell
-from patch_compile.learn.grams import Grams
+from patch_compile.learn.grams import Grams, idle
 from patch_compile.learn.linears import Linear
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def calibrate(
         {name: linears[name].matrix(square).cpu().numpy() for name, square in squares.items()},
         products.arrays(),
     )
-    _check_seen(statistics, linears if grams else {})
+    _check_seen(statistics)
     return statistics
 
 
@@ -191,12 +191,8 @@ def _run(model: "PreTrainedModel", window: NDArray[np.int64], *, backward: bool)
             loss.backward()
 
 
-def _check_seen(statistics: Statistics, multiplied: Mapping[str, Linear]) -> None:
-    idle = [name for name in multiplied if name not in statistics.grams]
+def _check_seen(statistics: Statistics) -> None:
     for sums in (statistics.moments, statistics.fisher):
-        idle += [name for name, values in sums.items() if not values.any()]
-    if idle:
-        raise ModelError(
-            f"weight '{idle[0]}' | did nothing for the calibration text; leave it out "
-            "(--ignore) or give a longer text"
-        )
+        for name, values in sums.items():
+            if not values.any():
+                raise ModelError(idle(name))

@@ -20,7 +20,7 @@ from patch_compile.learn.linears import Linear
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["Grams"]
+__all__ = ["Grams", "idle"]
 
 
 @dataclass(eq=False)
@@ -57,11 +57,23 @@ class Grams:
     def arrays(self) -> dict[str, NDArray[np.float32]]:
         """Returns the matrix of every weight, float32 (K, K); sharers get the same array."""
         made = {name: total.cpu().numpy() for name, total in self.sums.items()}
-        return {name: made[owner] for name, owner in self.owners.items()}
+        return {name: made[self.owner(name)] for name in self.linears}
+
+    def owner(self, name: str) -> str:
+        """Returns the name under which a weight's matrix is in `sums`.
+
+        Raises:
+            ModelError: if the layer never ran.
+        """
+        if name not in self.owners:
+            raise ModelError(idle(name))
+        return self.owners[name]
 
     def _add(self, name: str, _module: "nn.Module", inputs: tuple["Tensor", ...]) -> None:
         x = inputs[0]
-        owner = self.owners.setdefault(name, self._owner(x) or name)
+        if name not in self.owners:
+            self.owners[name] = self._reader_of(x) or name
+        owner = self.owners[name]
         if owner != name:
             self._check_shared(name, owner, x)
             return
@@ -72,7 +84,7 @@ class Grams:
             self.sums[name] = torch.zeros(rows.shape[1], rows.shape[1], device=x.device)
         self.sums[name].addmm_(rows.T, rows)
 
-    def _owner(self, x: "Tensor") -> str | None:
+    def _reader_of(self, x: "Tensor") -> str | None:
         return next((name for name, seen in self._inputs.items() if seen.is_(x)), None)
 
     def _check_shared(self, name: str, owner: str, x: "Tensor") -> None:
@@ -97,3 +109,11 @@ class _Input:
 
     def is_(self, x: "Tensor") -> bool:
         return self.tensor() is x and self.version == x._version
+
+
+def idle(name: str) -> str:
+    """Says that a weight cannot be judged by a text."""
+    return (
+        f"weight '{name}' | did nothing for the calibration text; leave it out (--ignore) or "
+        "give a longer text"
+    )

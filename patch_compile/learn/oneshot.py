@@ -14,24 +14,48 @@ from patch_compile.errors import RecipeError
 from patch_compile.io.digests import digests
 from patch_compile.learn._progress import Progress, tell
 from patch_compile.learn.calibrate import Statistics, calibrate
-from patch_compile.learn.candidates import ScoredTiles, made_by
+from patch_compile.learn.candidates import (
+    Candidates,
+    FreeRegions,
+    FreeWeight,
+    ScoredTiles,
+    made_by,
+)
 from patch_compile.learn.layout import Layout, layout
 from patch_compile.learn.linears import Linear, prunable
 from patch_compile.learn.model import LoadedModel
+from patch_compile.learn.obs import BLOCK
 from patch_compile.learn.scores import (
     COSTS,
+    FREE_SALIENCIES,
     SALIENCIES,
     Evidence,
     needs_fisher,
+    needs_grams,
     needs_moments,
 )
 from patch_compile.learn.text import windows
 from patch_compile.recipe import LearnRecipe
+from patch_compile.tiles.geometry import Geometry
 from patch_compile.tiles.masks import Masks
 from patch_compile.tiles.pattern import top2_of_4
 from patch_compile.tiles.weight_mask import WeightMask, from_keep
 
-__all__ = ["evidence_of", "gather_statistics", "rank_tiles", "scored_mask"]
+__all__ = [
+    "calibration_windows",
+    "evidence_of",
+    "gather_statistics",
+    "rank_tiles",
+    "scored_mask",
+]
+
+# What an unstructured method compares the scores of: each weight of a layer with all others
+# (magnitude), with those of its row (Wanda), or of its block of columns (SparseGPT).
+_REGIONS: Mapping[str, Geometry] = {
+    "magnitude": Geometry(None, None),
+    "wanda": Geometry(1, None),
+    "sparsegpt": Geometry(None, BLOCK),
+}
 
 
 def rank_tiles(
@@ -39,12 +63,12 @@ def rank_tiles(
     sources: Sequence[str | Path],
     recipes: Sequence[LearnRecipe],
     progress: Progress | None = None,
-) -> list[ScoredTiles]:
+) -> list[Candidates]:
     """Finds for every weight the best pattern, and for every tile what going 2:4 costs.
 
     Every weight gets the 2:4 pattern that keeps the best two of each four by
     `recipe.saliency`; every tile is charged what `recipe.ranking` says its lost weights cost.
-    The same arguments give the same result.
+    Unstructured masks go by the saliency alone. The same arguments give the same result.
 
     Args:
         model: unchanged afterwards.
@@ -63,6 +87,10 @@ def rank_tiles(
     """
     first = _common(recipes)
     linears = prunable(model.module, first.include, first.ignore)
+    if first.free:
+        weights = _free(model, linears, sources, first, progress)
+        regions = _REGIONS[first.method]
+        return [FreeRegions(weights, regions, made_by(model, sources, r)) for r in recipes]
     layouts = [layout(model.module, linears, recipe) for recipe in recipes]
     statistics = gather_statistics(model, linears, sources, first, progress)
     made: list[list[WeightMask]] = [[] for _ in recipes]
@@ -77,6 +105,23 @@ def rank_tiles(
         ScoredTiles(Masks({m.name: m for m in masks}, made_by(model, sources, recipe)))
         for recipe, masks in zip(recipes, made, strict=True)
     ]
+
+
+def _free(
+    model: LoadedModel,
+    linears: Mapping[str, Linear],
+    sources: Sequence[str | Path],
+    recipe: LearnRecipe,
+    progress: Progress | None,
+) -> list[FreeWeight]:
+    statistics = gather_statistics(model, linears, sources, recipe, progress)
+    weights = []
+    for linear in linears.values():
+        evidence = evidence_of(linear, statistics)
+        known = digests(evidence.weight)
+        scores = FREE_SALIENCIES[recipe.method](evidence)
+        weights.append(FreeWeight(linear.name, scores, known))
+    return weights
 
 
 def _common(recipes: Sequence[LearnRecipe]) -> LearnRecipe:
@@ -104,25 +149,45 @@ def gather_statistics(
         RecipeError: if a text is needed and missing, unreadable or too short.
         ModelError: if the model cannot be calibrated.
     """
-    moments, fisher = needs_moments(recipe), needs_fisher(recipe)
-    if not moments and not fisher:
-        return Statistics({}, {})
+    moments, fisher, grams = needs_moments(recipe), needs_fisher(recipe), needs_grams(recipe)
+    if not moments and not fisher and not grams:
+        return Statistics()
+    return calibrate(
+        model.module,
+        linears,
+        calibration_windows(model, sources, recipe),
+        moments=moments,
+        fisher=fisher,
+        grams=grams,
+        progress=progress,
+    )
+
+
+def calibration_windows(
+    model: LoadedModel, sources: Sequence[str | Path], recipe: LearnRecipe
+) -> NDArray[np.int64]:
+    """Returns the windows that the recipe calibrates on, int64 (samples, window).
+
+    Raises:
+        RecipeError: if the text is missing, unreadable or too short.
+    """
     if not sources:
         raise RecipeError(
             f"data | is missing; method '{recipe.method}' with select '{recipe.ranking}' "
             "needs a text to calibrate on (--data), only magnitude with error does not"
         )
-    tokens = windows(sources, model.tokenizer, recipe.samples, recipe.window, recipe.seed)
-    return calibrate(
-        model.module, linears, tokens, moments=moments, fisher=fisher, progress=progress
-    )
+    return windows(sources, model.tokenizer, recipe.samples, recipe.window, recipe.seed)
 
 
 def evidence_of(linear: Linear, statistics: Statistics) -> Evidence:
     """Takes what is known of one weight out of the statistics."""
     # Popped, so that each weight's share of the gradients is freed when it has been used.
-    moments = statistics.moments.pop(linear.name, None)
-    return Evidence(linear.array(), moments, statistics.fisher.pop(linear.name, None))
+    return Evidence(
+        linear.array(),
+        statistics.moments.pop(linear.name, None),
+        statistics.fisher.pop(linear.name, None),
+        statistics.grams.pop(linear.name, None),
+    )
 
 
 def _ranked(

@@ -10,9 +10,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from patch_compile.learn.obs import TwoOfFour, inverse_factor, prune_columns, residuals
 from patch_compile.recipe import LearnRecipe
 
-__all__ = ["COSTS", "SALIENCIES", "Evidence", "needs_fisher", "needs_moments"]
+__all__ = [
+    "COSTS",
+    "FREE_SALIENCIES",
+    "SALIENCIES",
+    "Evidence",
+    "needs_fisher",
+    "needs_grams",
+    "needs_moments",
+]
 
 Values = NDArray[np.float32]
 
@@ -25,11 +34,13 @@ class Evidence:
         weight: float32 (N, K).
         moment: float64 (K,), the sum over tokens of x^2, or None if nobody needs it.
         fisher: float32 (N, K), the sum over windows of g^2, or None if nobody needs it.
+        gram: float32 (K, K), the sum over tokens of x x^T, or None if nobody needs it.
     """
 
     weight: Values
     moment: NDArray[np.float64] | None = None
     fisher: Values | None = None
+    gram: Values | None = None
 
 
 def _magnitude(evidence: Evidence) -> Values:
@@ -43,6 +54,24 @@ def _wanda(evidence: Evidence) -> Values:
     return np.abs(evidence.weight) * np.sqrt(evidence.moment).astype(np.float32)
 
 
+def _sparsegpt(evidence: Evidence) -> Values:
+    """|w| * r, w as SparseGPT has moved it when it comes to w's group of four.
+
+    The new weights are dropped, the choice is kept: stories260K wholly 2:4 has perplexity
+    62.0 by it, 79.5 by the weights as they are, and 74.0 by Wanda.
+    """
+    assert evidence.gram is not None
+    nowhere = np.zeros(evidence.weight.shape, np.bool_)
+    factor = inverse_factor(evidence.gram)
+    return np.sqrt(prune_columns(evidence.weight, factor, TwoOfFour(nowhere)).cost)
+
+
+def _surgeon(evidence: Evidence) -> Values:
+    """|w| * r, w as it is, where there is no group that a choice could be left for."""
+    assert evidence.gram is not None
+    return np.abs(evidence.weight) * residuals(evidence.gram)
+
+
 def _fisher(evidence: Evidence, _saliency: Values) -> Values:
     """g^2 w^2: the diagonal second-order loss increase of zeroing w, times 2."""
     assert evidence.fisher is not None
@@ -50,7 +79,11 @@ def _fisher(evidence: Evidence, _saliency: Values) -> Values:
 
 
 def _error(_evidence: Evidence, saliency: Values) -> Values:
-    """The squared saliency; for Wanda, w's part of the squared error of the layer's output."""
+    """The squared saliency: w's part of the squared error of the layer's output.
+
+    For SparseGPT, of what other weights could not make up for; for magnitude, of inputs of
+    one size.
+    """
     return np.square(saliency)
 
 
@@ -58,6 +91,13 @@ def _error(_evidence: Evidence, saliency: Values) -> Values:
 SALIENCIES: Mapping[str, Callable[[Evidence], Values]] = {
     "magnitude": _magnitude,
     "wanda": _wanda,
+    "sparsegpt": _sparsegpt,
+}
+
+# The same where zeros may be anywhere.
+FREE_SALIENCIES: Mapping[str, Callable[[Evidence], Values]] = {
+    **SALIENCIES,
+    "sparsegpt": _surgeon,
 }
 
 # From the evidence and the saliency, float32 (N, K): what zeroing each weight costs.
@@ -68,13 +108,18 @@ COSTS: Mapping[str, Callable[[Evidence, Values], Values]] = {
 
 
 def needs_moments(recipe: LearnRecipe) -> bool:
-    """Tells whether the model must be run forward to rank weights."""
+    """Tells whether the sizes of the inputs are needed to rank weights."""
     return recipe.saliency == "wanda"
+
+
+def needs_grams(recipe: LearnRecipe) -> bool:
+    """Tells whether the inputs' products are needed to rank weights."""
+    return recipe.saliency == "sparsegpt"
 
 
 def needs_fisher(recipe: LearnRecipe) -> bool:
     """Tells whether the model must be run backward to rank tiles."""
-    if recipe.method == "leap":
+    if recipe.free:
         return False
     return recipe.ranking == "fisher" or (
         recipe.ranking == "learned" and recipe.tile_start == "fisher"

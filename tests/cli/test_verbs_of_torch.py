@@ -49,6 +49,29 @@ def test_learn_says_that_it_needs_text(cli: Cli, llama: Path, tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == []
 
 
+def test_updated_weights_are_exported_compiled_and_verified(
+    cli: Cli, llama: Path, tmp_path: Path
+) -> None:
+    text = write_text(tmp_path / "text.txt", 256)
+    masks, new, onnx_ = tmp_path / "masks.json", tmp_path / "new", tmp_path / "model.onnx"
+    options = ["--method", "sparsegpt", "--update", "--checkpoint", new, "--tile", "band:8"]
+    options += ["--samples", "4", "--window", "32", "--sparsity", "0.3", "-o", masks]
+    ran = cli("learn", llama, "--data", text, *options)
+    assert ran.code == 0, ran.err
+    assert ran.err == f"wrote {new}\nwrote {masks}\n"
+    # The old model is not the one that the masks are for.
+    ran = cli("export", llama, "--masks", masks, "-o", onnx_)
+    assert ran.code == 1
+    assert ran.err.count("\n") == 1
+    ran = cli("export", new, "--masks", masks, "--dtype", "fp16", "-o", onnx_)
+    assert ran.code == 0, ran.err
+    out = tmp_path / "out"
+    ran = cli(onnx_, "--tiles", masks, "-o", out)
+    assert ran.code == 0, ran.err
+    ran = cli("verify", onnx_, out / "compiled.onnx", "--tiles", masks)
+    assert ran.code == 0, ran.err
+
+
 def test_export_checks_masks_and_writes_the_model(
     cli: Cli, llama: Path, tmp_path: Path
 ) -> None:

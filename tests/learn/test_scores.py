@@ -1,14 +1,18 @@
 import numpy as np
 import pytest
 
+from patch_compile.learn.obs import TwoOfFour, inverse_factor, prune_columns, residuals
 from patch_compile.learn.scores import (
     COSTS,
+    FREE_SALIENCIES,
     SALIENCIES,
     Evidence,
     needs_fisher,
+    needs_grams,
     needs_moments,
 )
 from patch_compile.recipe import LearnRecipe
+from patch_compile.tiles.pattern import top2_of_4
 
 
 @pytest.fixture
@@ -40,20 +44,46 @@ def test_error_cost_is_the_squared_saliency(evidence: Evidence) -> None:
     assert COSTS["error"](evidence, saliency).tolist() == [[9.0, 4.0]]
 
 
-@pytest.mark.parametrize("method", ["magnitude", "wanda"])
+def test_sparsegpt_leaves_the_choice_of_the_moved_weights(rng: np.random.Generator) -> None:
+    weight, x = rng.standard_normal((6, 12), np.float32), rng.standard_normal((40, 12))
+    gram = (x.T @ x).astype(np.float32)
+    none = TwoOfFour(np.zeros(weight.shape, np.bool_))
+    pruned = prune_columns(weight, inverse_factor(gram), none)
+    known = Evidence(weight, gram=gram)
+    assert np.array_equal(top2_of_4(SALIENCIES["sparsegpt"](known)), pruned.keep)
+    # Nothing has moved before the first group of four.
+    still = FREE_SALIENCIES["sparsegpt"](known)
+    np.testing.assert_allclose(still, np.abs(weight) * residuals(gram), rtol=1e-6)
+    np.testing.assert_allclose(SALIENCIES["sparsegpt"](known)[:, :4], still[:, :4], rtol=1e-5)
+    assert not np.array_equal(top2_of_4(still), pruned.keep)
+
+
+@pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt"])
+@pytest.mark.parametrize("structure", ["2:4", "unstructured"])
 @pytest.mark.parametrize("select", ["fisher", "error"])
 def test_needs_are_what_the_functions_read(
-    method: str, select: str, evidence: Evidence
+    method: str, structure: str, select: str, rng: np.random.Generator
 ) -> None:
-    recipe = LearnRecipe(method=method, select=select)  # type: ignore[arg-type] # parametrized
-    known = Evidence(
-        evidence.weight,
-        evidence.moment if needs_moments(recipe) else None,
-        evidence.fisher if needs_fisher(recipe) else None,
+    free = structure == "unstructured"
+    recipe = LearnRecipe(
+        method=method,  # type: ignore[arg-type] # parametrized
+        structure=structure,  # type: ignore[arg-type] # parametrized
+        select=None if free else select,  # type: ignore[arg-type] # parametrized
     )
-    cost = COSTS[select](known, SALIENCIES[method](known))
-    assert np.isfinite(cost).all()
-    assert (needs_moments(recipe), needs_fisher(recipe)) == (
+    values = rng.random((4, 8), np.float32)
+    known = Evidence(
+        values,
+        np.ones(8) if needs_moments(recipe) else None,
+        values if needs_fisher(recipe) else None,
+        np.eye(8, dtype=np.float32) if needs_grams(recipe) else None,
+    )
+    table = FREE_SALIENCIES if free else SALIENCIES
+    saliency = table[method](known)
+    assert np.isfinite(saliency).all()
+    if not free:
+        assert np.isfinite(COSTS[select](known, saliency)).all()
+    assert (needs_moments(recipe), needs_fisher(recipe), needs_grams(recipe)) == (
         method == "wanda",
-        select == "fisher",
+        select == "fisher" and not free,
+        method == "sparsegpt",
     )

@@ -47,8 +47,8 @@ __all__ = ["learn_gates"]
 # These cut the gates' logits up; checkpoints and masks are written of whole ones.
 _SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
-# What may change between a run and its continuation.
-_FREE = frozenset({"checkpoint_every", "sparsity"})
+# What may change between a run and its continuation, or is not read by methods that learn.
+_FREE = frozenset({"checkpoint_every", "sparsity", "structure", "update"})
 
 
 def learn_gates(
