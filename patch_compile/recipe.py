@@ -17,11 +17,12 @@ __all__ = [
     "VerifyRecipe",
 ]
 
-OneShot = Literal["magnitude", "wanda", "sparsegpt"]
+OneShot = Literal["magnitude", "wanda", "sparsegpt", "descent"]
 Method = Literal[
     "magnitude",
     "wanda",
     "sparsegpt",
+    "descent",
     "patch-tile",
     "patch-joint",
     "maskllm",
@@ -70,7 +71,8 @@ class LearnRecipe:
     Options that are None take the method's own value, see `learn/settings.py`.
 
     Attributes:
-        method: `magnitude`, `wanda` and `sparsegpt` rank weights from one pass over a text;
+        method: `magnitude`, `wanda` and `sparsegpt` rank weights from one pass over a text,
+            `descent` improves Wanda's patterns until what they lose cancels out best;
             `topk-ste`, `maskllm`, `patch-tile`, `patch-joint` and `leap` learn, `leap`
             without any pattern.
         structure: of one-shot masks: `2:4` in sparse tiles, or `unstructured`, zeros
@@ -163,6 +165,7 @@ class LearnRecipe:
             "magnitude": ("learned",),
             "wanda": ("learned",),
             "sparsegpt": ("learned",),
+            "descent": ("learned",),
             "patch-tile": ("fisher", "error"),
             "patch-joint": ("fisher", "error"),
         }.get(self.method, ())
@@ -179,6 +182,11 @@ class LearnRecipe:
             raise RecipeError(
                 f"structure | is 'unstructured', and method '{self.method}' learns 2:4 tiles; "
                 f"expected leap or one of {', '.join(get_args(OneShot))}"
+            )
+        if self.method == "descent":
+            raise RecipeError(
+                "structure | is 'unstructured', and method 'descent' looks for 2:4 patterns; "
+                "choose wanda or sparsegpt"
             )
         given = [name for name in ("select", "tie") if getattr(self, name)]
         if given:

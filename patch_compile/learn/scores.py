@@ -10,8 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from patch_compile.learn.descent import descend, kept_first
 from patch_compile.learn.obs import TwoOfFour, inverse_factor, prune_columns, residuals
 from patch_compile.recipe import LearnRecipe
+from patch_compile.tiles.pattern import top2_of_4
 
 __all__ = [
     "COSTS",
@@ -66,6 +68,14 @@ def _sparsegpt(evidence: Evidence) -> Values:
     return np.sqrt(prune_columns(evidence.weight, factor, TwoOfFour(nowhere)).cost)
 
 
+def _descent(evidence: Evidence) -> Values:
+    """Wanda's saliencies, handed out anew in each group so that `descend`'s mask is best."""
+    assert evidence.gram is not None
+    saliency = np.abs(evidence.weight) * np.sqrt(evidence.gram.diagonal())
+    keep = descend(evidence.weight, evidence.gram, top2_of_4(saliency))
+    return kept_first(saliency, keep)
+
+
 def _surgeon(evidence: Evidence) -> Values:
     """|w| * r, w as it is, where there is no group that a choice could be left for."""
     assert evidence.gram is not None
@@ -92,11 +102,13 @@ SALIENCIES: Mapping[str, Callable[[Evidence], Values]] = {
     "magnitude": _magnitude,
     "wanda": _wanda,
     "sparsegpt": _sparsegpt,
+    "descent": _descent,
 }
 
 # The same where zeros may be anywhere.
 FREE_SALIENCIES: Mapping[str, Callable[[Evidence], Values]] = {
-    **SALIENCIES,
+    "magnitude": _magnitude,
+    "wanda": _wanda,
     "sparsegpt": _surgeon,
 }
 
@@ -114,7 +126,7 @@ def needs_moments(recipe: LearnRecipe) -> bool:
 
 def needs_grams(recipe: LearnRecipe) -> bool:
     """Tells whether the inputs' products are needed to rank weights."""
-    return recipe.saliency == "sparsegpt"
+    return recipe.saliency in ("sparsegpt", "descent")
 
 
 def needs_fisher(recipe: LearnRecipe) -> bool:
