@@ -15,6 +15,8 @@ from patch_compile._require import require
 from patch_compile.compiler import COMPILED
 from patch_compile.expected import read_beside
 from patch_compile.io.atomic import write_text
+from patch_compile.joining import Joined, join
+from patch_compile.piece_sites import find_pieces
 from patch_compile.recipe import (
     BuildRecipe,
     ExportRecipe,
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "build_engine",
     "export_onnx",
+    "join_engine",
     "learn_candidates",
     "learn_masks",
     "learn_masks_for",
@@ -189,7 +192,7 @@ def build_engine(
     """Builds a serialized engine in a process of its own; see `BuildRecipe`.
 
     Beside a compiled model its report.json gets an entry: sparse kernels requested or not,
-    the eligible pieces, and `chosen: unknown`, for no build without a GPU tells.
+    the eligible pieces, and what the build told of each 2:4 product; see `join_engine`.
 
     Args:
         model: an .onnx file, compiled or not; external data beside it.
@@ -199,7 +202,7 @@ def build_engine(
 
     Raises:
         ModelError: the backend refuses the model, in its own words.
-        RecipeError: an architecture the backend does not know.
+        RecipeError: the backend cannot do what the recipe asks.
         RuntimeUnavailable: the backend is missing, crashed or ran out of time.
     """
     engines = require("patch_compile.runtimes.engines", "rtx")
@@ -209,24 +212,43 @@ def build_engine(
     return result
 
 
+def join_engine(model: str | Path, result: "EngineResult") -> Joined:
+    """Tells for every 2:4 product of a compiled model whether an engine runs it sparse.
+
+    `chosen` is told by the build log or the engine's inspector alone; where neither spoke,
+    the answer is `unknown`, with the reason.
+
+    Args:
+        model: the compiled .onnx file.
+        result: of its build.
+
+    Raises:
+        ModelError: the model cannot be read.
+    """
+    sites, nodes = find_pieces(Path(model))
+    return join(sites, nodes, result.evidence)
+
+
 def _note_engine(model: Path, result: "EngineResult") -> None:
     """Puts the engine into the report beside a compiled model, in place of its namesake."""
     path = model.parent / "report.json"
     if model.name != COMPILED or not path.exists():
         return
-    write_text(path, read_beside(model, path.name, partial(_with_engine, result)))
+    joined = join_engine(model, result)
+    write_text(path, read_beside(model, path.name, partial(_with_engine, result, joined)))
 
 
-def _with_engine(result: "EngineResult", text: str) -> str:
+def _with_engine(result: "EngineResult", joined: Joined, text: str) -> str:
     report = json.loads(text)
     others = [e for e in report["engines"] if e["engine"] != result.path.name]
     entry = {
         "engine": result.path.name,
+        "backend": result.evidence.backend,
         "sm": list(result.sm),
         "version": result.version,
         "requested": result.requested_sparse,
         "eligible": report["totals"]["eligible"],
-        "chosen": result.chosen,
+        **joined.to_json(),
     }
     report["engines"] = sorted([*others, entry], key=lambda engine: str(engine["engine"]))
     return json.dumps(report, indent=1) + "\n"

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from patch_compile.errors import ModelError, RecipeError, RuntimeUnavailable
 from patch_compile.recipe import BuildRecipe
-from patch_compile.runtimes import tensorrt_rtx
+from patch_compile.runtimes import _native, _process
 from patch_compile.runtimes.engines import EngineResult, build_engine
 
 pytestmark = pytest.mark.skipif(
@@ -83,7 +83,11 @@ def test_engine_holds_the_weight_and_its_facts_lie_beside(model: Path) -> None:
     assert "SPARSE_WEIGHTS" in facts["flags"]
     assert facts["profiles"] == {"x": [[1, SIZE], [4, SIZE], [16, SIZE]]}
     assert facts["model_sha256"] == result.model_sha256
-    assert facts["sparsity"] == {"requested": True, "chosen": "unknown"}
+    assert facts["sparsity"] == {
+        "requested": True,
+        "found": "unknown",
+        "chosen": "unknown",
+    }
 
 
 def test_log_has_the_words_of_the_builder(model: Path) -> None:
@@ -116,7 +120,11 @@ def test_several_architectures_and_no_sparsity(model: Path) -> None:
     facts = json.loads(_side_file(model))
     assert facts["sm"] == [80, 86]
     assert "SPARSE_WEIGHTS" not in facts["flags"]
-    assert facts["sparsity"] == {"requested": False, "chosen": "unknown"}
+    assert facts["sparsity"] == {
+        "requested": False,
+        "found": "unknown",
+        "chosen": "unknown",
+    }
 
 
 def test_external_weights_are_found(tmp_path: Path, model: Path) -> None:
@@ -228,7 +236,7 @@ def _replace_worker(model: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> 
     head = "import json, os, signal, sys\nfolder = sys.argv[1]\n"
     (modules / "other_worker.py").write_text(f"{head}{body}\n")
     monkeypatch.setattr(sys, "path", [str(modules), *sys.path])
-    monkeypatch.setattr(tensorrt_rtx, "_WORKER", "other_worker")
+    monkeypatch.setattr(_native, "_WORKER", "other_worker")
 
 
 @pytest.mark.parametrize(
@@ -254,7 +262,7 @@ def test_progress_of_a_short_build_is_shown(
     _replace_worker(
         model, monkeypatch, "open(f'{folder}/progress', 'w').write('2\\t6\\tx\\n')"
     )
-    monkeypatch.setattr(tensorrt_rtx, "_POLL", 60.0)
+    monkeypatch.setattr(_process, "_POLL", 60.0)
     calls: list[tuple[int, int, str]] = []
     with pytest.raises(RuntimeUnavailable):
         build_engine(
