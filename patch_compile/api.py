@@ -3,19 +3,16 @@
 Optional packages load when a function needs them; see `_require`.
 """
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from patch_compile._require import require
 from patch_compile.compiler import COMPILED
-from patch_compile.expected import read_beside
-from patch_compile.io.atomic import write_text
 from patch_compile.joining import Joined, join
+from patch_compile.noting import note_engine
 from patch_compile.piece_sites import find_pieces
 from patch_compile.recipe import (
     BuildRecipe,
@@ -208,7 +205,9 @@ def build_engine(
     engines = require("patch_compile.runtimes.engines", "rtx")
     recipe = recipe or BuildRecipe(engine="tensorrt_rtx")
     result: EngineResult = engines.build_engine(Path(model), Path(engine), recipe, progress)
-    _note_engine(Path(model), result)
+    if Path(model).name == COMPILED:
+        joined = join_engine(model, result)
+        note_engine(Path(model), result.path.name, result.sm, result.evidence, joined)
     return result
 
 
@@ -227,28 +226,3 @@ def join_engine(model: str | Path, result: "EngineResult") -> Joined:
     """
     sites, nodes = find_pieces(Path(model))
     return join(sites, nodes, result.evidence)
-
-
-def _note_engine(model: Path, result: "EngineResult") -> None:
-    """Puts the engine into the report beside a compiled model, in place of its namesake."""
-    path = model.parent / "report.json"
-    if model.name != COMPILED or not path.exists():
-        return
-    joined = join_engine(model, result)
-    write_text(path, read_beside(model, path.name, partial(_with_engine, result, joined)))
-
-
-def _with_engine(result: "EngineResult", joined: Joined, text: str) -> str:
-    report = json.loads(text)
-    others = [e for e in report["engines"] if e["engine"] != result.path.name]
-    entry = {
-        "engine": result.path.name,
-        "backend": result.evidence.backend,
-        "sm": list(result.sm),
-        "version": result.version,
-        "requested": result.requested_sparse,
-        "eligible": report["totals"]["eligible"],
-        **joined.to_json(),
-    }
-    report["engines"] = sorted([*others, entry], key=lambda engine: str(engine["engine"]))
-    return json.dumps(report, indent=1) + "\n"

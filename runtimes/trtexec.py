@@ -6,8 +6,9 @@ missing the error is the command to run elsewhere.
 
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import IO
 
@@ -20,7 +21,7 @@ from patch_compile.runtimes.engines import EngineResult, engine_result
 from patch_compile.runtimes.evidence import Evidence
 from patch_compile.runtimes.layer_info import read_layer_file
 from patch_compile.runtimes.network_inputs import network_inputs
-from patch_compile.runtimes.profiles import NetworkInput, profile_shapes, symbol_sizes
+from patch_compile.runtimes.profiles import profile_shapes, symbol_sizes
 from patch_compile.runtimes.trtexec_command import (
     ANY_VERSION,
     Exports,
@@ -41,6 +42,9 @@ from patch_compile.runtimes.trtexec_log import (
 __all__ = ["build_engine", "read_evidence"]
 
 Progress = Callable[[int, int, str], None]
+
+# Lines that hold the banner, the options and the GPU.
+_HEAD = 400
 
 
 def build_engine(
@@ -75,7 +79,12 @@ def build_engine(
         digest = sha256_of(model)
         command = trtexec_command(tool, model, staged, recipe, shapes, exports)
         _run(command, staged, log, recipe.timeout, progress)
-        evidence = read_evidence(log, exports.layers, recipe, inputs)
+        evidence = read_evidence(
+            log,
+            exports.layers,
+            requested=recipe.sparse,
+            symbols=symbol_sizes(inputs, shapes),
+        )
         sm = () if evidence.sm is None else (evidence.sm,)
         write_facts(
             staged,
@@ -152,8 +161,7 @@ def _run(
 
 
 def _failure(code: int, log: Path) -> PatchCompileError:
-    with log.open(encoding="utf-8", errors="replace") as lines:
-        errors = read_errors(lines)
+    errors = read_errors(_lines(log))
     said = errors[0] if errors else f"last words: {tail(log)}"
     kind = RuntimeUnavailable if code < 0 else ModelError
     end = death(code) if code else "wrote no engine"
@@ -177,36 +185,38 @@ def _follow(lines: IO[str], progress: Progress | None) -> None:
 
 
 def read_evidence(
-    log: Path, layers: Path, recipe: BuildRecipe, inputs: list[NetworkInput]
+    log: Path, layers: Path, *, requested: bool, symbols: Mapping[str, int]
 ) -> Evidence:
     """Reads what trtexec left behind.
 
     Args:
         log: with everything it said.
         layers: its `--exportLayerInfo`; it may be missing.
-        recipe: what was asked for.
-        inputs: of the model.
+        requested: sparse kernels were allowed.
+        symbols: sizes of the dynamic axes at the point that kernels were timed at.
 
     Raises:
-        ModelError: if a file is damaged.
+        ModelError: if the layers are damaged.
     """
-    with log.open(encoding="utf-8", errors="replace") as lines:
-        head = [line for _, line in zip(range(400), lines, strict=False)]
+    # A verbose log is long: it is never held whole.
+    head = list(islice(_lines(log), _HEAD))
     device, sm = read_device(head)
-    with log.open(encoding="utf-8", errors="replace") as lines:
-        sparsity = read_sparsity(lines)
-    with log.open(encoding="utf-8", errors="replace") as lines:
-        performance = read_performance(lines)
-    version = read_version("".join(head[:20]))
-    shapes = profile_shapes(inputs, recipe.batch, recipe.sequence)
+    version = read_version("".join(head))
     return Evidence(
         backend="trtexec",
         version="" if version is None else ".".join(map(str, version)),
         device=device,
         sm=sm,
-        requested=recipe.sparse,
-        sparsity=sparsity,
+        requested=requested,
+        sparsity=read_sparsity(_lines(log)),
         layers=read_layer_file(layers),
-        symbols=tuple(symbol_sizes(inputs, shapes).items()),
-        performance=performance,
+        symbols=tuple(symbols.items()),
+        performance=read_performance(_lines(log)),
     )
+
+
+def _lines(log: Path) -> Iterator[str]:
+    if not log.is_file():
+        return
+    with log.open(encoding="utf-8", errors="replace") as lines:
+        yield from lines

@@ -22,6 +22,7 @@ __all__ = [
     "Exports",
     "Trtexec",
     "find_trtexec",
+    "plain_arguments",
     "probe",
     "read_help",
     "trtexec_command",
@@ -143,15 +144,14 @@ def trtexec_command(
     Raises:
         RecipeError: if this trtexec cannot do what the recipe asks.
     """
-    _check(recipe)
+    plain = plain_arguments(model, recipe, shapes)
+    cache = [] if exports.cache is None else [f"--timingCacheFile={exports.cache}"]
     return (
         tool.path,
-        f"--onnx={model}",
+        *plain,
         f"--saveEngine={engine}",
-        f"--sparsity={'enable' if recipe.sparse else 'disable'}",
         *_types(tool, recipe),
-        *_shapes(shapes),
-        *_options(recipe, exports),
+        *cache,
         # Verbose logs alone name the layers that are eligible and chosen.
         "--verbose",
         "--profilingVerbosity=detailed",
@@ -160,6 +160,28 @@ def trtexec_command(
         f"--exportTimes={exports.times}",
         *_steady(tool),
         *recipe.flags,
+    )
+
+
+def plain_arguments(
+    model: Path, recipe: BuildRecipe, shapes: Mapping[str, tuple[tuple[int, ...], ...]]
+) -> tuple[str, ...]:
+    """Returns the arguments that are those of any version, but for `recipe.flags`.
+
+    Args:
+        model: the .onnx file.
+        recipe: what is asked for.
+        shapes: least, best and most shape of every dynamic input.
+
+    Raises:
+        RecipeError: if no trtexec can do what the recipe asks.
+    """
+    _check(recipe)
+    return (
+        f"--onnx={model}",
+        f"--sparsity={'enable' if recipe.sparse else 'disable'}",
+        *_shapes(shapes),
+        *_options(recipe),
     )
 
 
@@ -211,9 +233,8 @@ def _quoted(tensor: str) -> str:
     return f"'{tensor}'" if set(tensor) & set(":,") else tensor
 
 
-def _options(recipe: BuildRecipe, exports: Exports) -> list[str]:
+def _options(recipe: BuildRecipe) -> list[str]:
     options = {
-        "timingCacheFile": exports.cache,
         "builderOptimizationLevel": recipe.optimization_level,
         "memPoolSize": None if recipe.workspace is None else f"workspace:{recipe.workspace}M",
         "hardwareCompatibilityLevel": _HARDWARE.get(recipe.hardware),

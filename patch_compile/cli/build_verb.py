@@ -1,4 +1,4 @@
-"""The verb `build`, and the engines of the main job."""
+"""The verbs `build` and `results`, and the engines of the main job."""
 
 import json
 from collections.abc import Iterator
@@ -9,15 +9,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from patch_compile import api
-from patch_compile.cli.console import out, progress_bar
-from patch_compile.cli.engine_tables import engine_line, joined_table, joined_totals
+from patch_compile.cli.console import out, progress_bar, say
+from patch_compile.cli.engine_tables import (
+    engine_line,
+    joined_table,
+    joined_totals,
+    results_table,
+)
+from patch_compile.errors import RecipeError
 from patch_compile.recipe import BuildRecipe
+from patch_compile.results import bundle_engines, import_results, note_results
 from patch_compile.runtimes.tensorrt_rtx import DEFAULT_SM
 
 if TYPE_CHECKING:
     from patch_compile.runtimes.engines import EngineResult
 
-__all__ = ["build", "build_all"]
+__all__ = ["build", "build_all", "results"]
 
 _BUILD = BuildRecipe()
 
@@ -27,6 +34,9 @@ def build(
     /,
     *,
     output: Annotated[Path | None, Parameter(alias="-o")] = None,
+    bundle: Path | None = None,
+    dense: Path | None = None,
+    masks: Path | None = None,
     recipe: Annotated[BuildRecipe, Parameter(name="*")] = _BUILD,
     json_: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> None:
@@ -34,18 +44,70 @@ def build(
 
     `--engine trtexec` and `--engine tensorrt` build for the GPU at hand; without `--engine`
     TensorRT-RTX builds for `--sm`, with no GPU. Flags of trtexec stand behind `--`:
-    `patch-compile build m.onnx --engine trtexec -- --memPoolSize=workspace:8G`.
+    `patch-compile build m.onnx --engine trtexec -- --tacticSources=-CUDNN`.
+
+    With `--bundle` nothing is built here: the tar holds the model, masks, plan and a script
+    for a machine with a GPU and trtexec; `patch-compile results` reads what comes back.
 
     Args:
         model: an .onnx file, compiled or not.
         output: folder of the engines; by default MODEL's.
+        bundle: write this .tar for another machine, and build nothing.
+        dense: for the bundle: the original model, to be built and timed beside MODEL.
+        masks: for the bundle: masks.json, taken along with its arrays.
         json_: print everything as JSON.
     """
+    if bundle is not None:
+        _bundle(model, bundle, recipe, dense, masks)
+        return
+    if dense is not None or masks is not None:
+        raise RecipeError("dense and masks | go into a bundle; give --bundle out.tar as well")
     if recipe.engine == "none":
         recipe = replace(recipe, engine="tensorrt_rtx")
     engines = build_all(model, output or model.parent, recipe, show=not json_)
     if json_:
         out.print(json.dumps({"engines": engines}, indent=1, allow_nan=False))
+
+
+def _bundle(
+    model: Path, target: Path, recipe: BuildRecipe, dense: Path | None, masks: Path | None
+) -> None:
+    arrays = None if masks is None else masks.with_suffix(".safetensors")
+    papers = [] if masks is None else [masks]
+    if arrays is not None and arrays.is_file():
+        papers.append(arrays)
+    with progress_bar() as progress:
+        path = bundle_engines(
+            model, target, recipe, dense=dense, papers=papers, progress=progress
+        )
+    say(f"wrote {path}; on the GPU machine: tar -xf {path.name}, then run its run.sh by bash")
+
+
+def results(
+    folder: Path,
+    /,
+    *,
+    into: Path | None = None,
+    json_: Annotated[bool, Parameter(name="--json", negative="")] = False,
+) -> None:
+    """Show what came back from a GPU machine: times, and which products run sparse.
+
+    Args:
+        folder: `results/` as the bundle's script packed it, unpacked.
+        into: the compiled.onnx that was bundled: its report.json gets the engine.
+        json_: print everything as JSON, each run's milliseconds included.
+    """
+    found = import_results(folder)
+    if into is not None:
+        note_results(found, into)
+    if json_:
+        out.print(json.dumps(found.to_json(), indent=1, allow_nan=False))
+        return
+    out.print(results_table(found))
+    for model in found.models:
+        if model.joined is not None and not model.error:
+            out.print(joined_table(model.joined))
+            out.print(joined_totals(model.joined))
 
 
 def build_all(

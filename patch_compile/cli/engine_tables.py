@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from patch_compile.joining import Joined, WeightJoin
+from patch_compile.results import ModelResult, Results
 
 if TYPE_CHECKING:
     from patch_compile.runtimes.engines import EngineResult
 
-__all__ = ["engine_line", "joined_table", "joined_totals"]
+__all__ = ["engine_line", "joined_table", "joined_totals", "results_table"]
 
 # Longer tables show the beginning; report.json holds every weight.
 _ROWS = 40
@@ -43,6 +44,39 @@ def joined_table(joined: Joined) -> Table:
     if len(joined.weights) > _ROWS:
         table.add_row(f"… {len(joined.weights) - _ROWS} more in report.json")
     return table
+
+
+def results_table(results: Results) -> Table:
+    """One row a model: its engine, its time on the GPU against the dense model's."""
+    gpu = "unknown GPU" if results.gpu is None else results.gpu.name
+    table = Table(
+        title=f"TensorRT {results.version or 'unknown'} on {gpu}",
+        box=None,
+        title_justify="left",
+        pad_edge=False,
+    )
+    for name in ("model", "engine MB", "runs", "median ms", "against dense", "found", "chose"):
+        table.add_column(name, justify="left" if name == "model" else "right")
+    dense = next((m.median for m in results.models if m.name == "dense"), None)
+    for model in results.models:
+        table.add_row(*_result_row(model, dense))
+    return table
+
+
+def _result_row(model: ModelResult, dense: float | None) -> tuple[str, ...]:
+    if model.error:
+        return model.name, model.error, "", "", "", "", ""
+    sparsity, median = model.evidence.sparsity, model.median
+    against = None if median is None or dense is None else median / dense
+    return (
+        model.name,
+        "-" if model.bytes is None else f"{model.bytes / 1e6:.1f}",
+        str(sum(map(len, model.rounds[1:] or model.rounds))),
+        "-" if median is None else f"{median:.4g}",
+        "-" if against is None else f"{against:.3f}",
+        "unknown" if sparsity.found is None else str(sparsity.found),
+        "unknown" if sparsity.chose is None else str(sparsity.chose),
+    )
 
 
 def _row(weight: WeightJoin) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from cyclopts import App, Parameter
 
 from patch_compile.cli import verbs
 from patch_compile.cli.arguments import config_reader, config_text, split_lists
-from patch_compile.cli.build_verb import build
+from patch_compile.cli.build_verb import build, results
 from patch_compile.cli.console import say, set_up_logging
 from patch_compile.cli.eval_verb import eval_
 from patch_compile.errors import Mismatch, PatchCompileError, RecipeError
@@ -38,6 +38,7 @@ app.default(verbs.compile_)
 for verb in (verbs.learn, verbs.cut, verbs.export, verbs.plan, verbs.inspect):
     app.command(verb)
 app.command(build)
+app.command(results)
 app.command(verbs.verify)
 app.command(eval_, name="eval")
 app.command(verbs.demo)

@@ -2,6 +2,8 @@
 
 import json
 import shlex
+import subprocess
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -101,3 +103,43 @@ def test_flags_are_kept_in_a_configuration(
     assert cli("build", compiled, "--config", config).code == 0
     facts = json.loads((job.out / "compiled.engine.json").read_text("utf-8"))
     assert facts["flags"][-1] == "--device=1,2"
+
+
+def test_a_bundle_goes_out_and_its_results_come_back(
+    cli: Cli, job: Job, compiled: Path
+) -> None:
+    bundle = job.folder / "out.tar"
+    options = ("--dense", job.model, "--masks", job.masks)
+    ran = cli("build", compiled, "--bundle", bundle, *options)
+    assert (ran.code, ran.out) == (0, "")
+    assert ran.err.startswith(f"wrote {bundle}; on the GPU machine: tar -xf out.tar")
+    assert not list(job.out.glob("*.engine"))
+    with tarfile.open(bundle) as archive:
+        archive.extractall(job.folder, filter="data")
+    folder = job.folder / "patch-compile-bundle"
+    tool = stand_in(
+        job.folder, log=published.JETSON_NEW, layers=_layers(compiled, "sm80_xmma_gemm_f32f32")
+    )
+    subprocess.run(
+        ["bash", folder / "run.sh"],
+        env={"PATH": "/usr/bin:/bin", "TRTEXEC": str(tool), "ROUNDS": "1"},
+        check=True,
+        capture_output=True,
+    )
+    ran = cli("results", folder / "results", "--into", compiled)
+    assert (ran.code, ran.err) == (0, "")
+    rows = {line.split()[0]: line.split()[1:] for line in ran.out.splitlines() if line}
+    assert rows["compiled"] == ["0.0", "2", "2.375", "1.000", "39", "0"]
+    assert "2:4 products 2: 0 chosen, 2 not chosen, 0 unknown" in ran.out
+    report = json.loads((job.out / "report.json").read_text("utf-8"))
+    assert [engine["engine"] for engine in report["engines"]] == [
+        "compiled on NVIDIA RTX A6000"
+    ]
+    whole = json.loads(cli("results", folder / "results", "--json").out)
+    assert whole["models"][0]["rounds_ms"] == [[2.5, 2.25], [2.5, 2.25]]
+
+
+def test_papers_without_a_bundle_are_refused(cli: Cli, job: Job) -> None:
+    ran = cli("build", job.model, "--dense", job.model)
+    assert (ran.code, ran.err.count("\n")) == (1, 1)
+    assert "give --bundle out.tar as well" in ran.err

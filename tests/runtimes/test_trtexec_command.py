@@ -41,12 +41,12 @@ def test_command_of_ten_is_strongly_typed_and_steady() -> None:
     assert _command() == (
         "/opt/trtexec",
         "--onnx=m.onnx",
-        "--saveEngine=m.engine",
         "--sparsity=enable",
-        "--stronglyTyped",
         "--minShapes=ids:1x1,'a:b':1",
         "--optShapes=ids:1x512,'a:b':2",
         "--maxShapes=ids:1x2048,'a:b':3",
+        "--saveEngine=m.engine",
+        "--stronglyTyped",
         "--timingCacheFile=t.cache",
         "--verbose",
         "--profilingVerbosity=detailed",
@@ -67,7 +67,7 @@ def test_eleven_needs_no_flags_for_its_defaults() -> None:
 def test_precision_takes_the_place_of_strong_types_where_it_exists() -> None:
     recipe = replace(RECIPE, precision=("int8", "fp16"))
     command = _command(TEN, recipe)
-    assert command[4:6] == ("--fp16", "--int8")
+    assert [part for part in command if part in ("--fp16", "--int8")] == ["--fp16", "--int8"]
     assert "--stronglyTyped" not in command
     with pytest.raises(
         RecipeError, match=r"precision \| asks for int8; trtexec 11\.1\.0 .*--dtype"
