@@ -185,6 +185,8 @@ def build_engine(
     engine: str | Path,
     recipe: BuildRecipe | None = None,
     progress: Progress | None = None,
+    *,
+    dense: "EngineResult | None" = None,
 ) -> "EngineResult":
     """Builds a serialized engine in a process of its own; see `BuildRecipe`.
 
@@ -196,6 +198,7 @@ def build_engine(
         engine: the file to write; a .json and a .log of its name go beside it.
         recipe: see `BuildRecipe`.
         progress: called with (steps done, steps in all, what).
+        dense: the engine of the original model, whose layers show lost fusions.
 
     Raises:
         ModelError: the backend refuses the model, in its own words.
@@ -206,12 +209,14 @@ def build_engine(
     recipe = recipe or BuildRecipe(engine="tensorrt_rtx")
     result: EngineResult = engines.build_engine(Path(model), Path(engine), recipe, progress)
     if Path(model).name == COMPILED:
-        joined = join_engine(model, result)
+        joined = join_engine(model, result, dense)
         note_engine(Path(model), result.path.name, result.sm, result.evidence, joined)
     return result
 
 
-def join_engine(model: str | Path, result: "EngineResult") -> Joined:
+def join_engine(
+    model: str | Path, result: "EngineResult", dense: "EngineResult | None" = None
+) -> Joined:
     """Tells for every 2:4 product of a compiled model whether an engine runs it sparse.
 
     `chosen` is told by the build log or the engine's inspector alone; where neither spoke,
@@ -220,9 +225,10 @@ def join_engine(model: str | Path, result: "EngineResult") -> Joined:
     Args:
         model: the compiled .onnx file.
         result: of its build.
+        dense: the engine of the original model, whose layers show lost fusions.
 
     Raises:
         ModelError: the model cannot be read.
     """
     sites, nodes = find_pieces(Path(model))
-    return join(sites, nodes, result.evidence)
+    return join(sites, nodes, result.evidence, None if dense is None else dense.evidence)

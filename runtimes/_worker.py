@@ -256,9 +256,14 @@ def _symbols(tensor: Any) -> tuple[str | None, ...]:
 def _failure(log: Any, job: Job) -> str:
     target = ", ".join(f"SM{number}" for number in job.sm) or "this GPU"
     reason = log.errors[0] if log.errors else "the log gives no reason"
+    conflict = (
+        "leave --refit or sparse kernels out, which may not go together, or "
+        if job.refit and job.sparse
+        else ""
+    )
     return (
-        f"{_NAMES[job.package]} cannot build it for {target}: {reason}; change the model or "
-        "the architecture"
+        f"{_NAMES[job.package]} cannot build it for {target}: {reason}; {conflict}change the "
+        "model or the architecture"
     )
 
 

@@ -53,18 +53,19 @@ def build(
         model: an .onnx file, compiled or not.
         output: folder of the engines; by default MODEL's.
         bundle: write this .tar for another machine, and build nothing.
-        dense: for the bundle: the original model, to be built and timed beside MODEL.
+        dense: the original model, to be built beside MODEL: its time and its layers show
+            what cutting gains and which fusions it loses.
         masks: for the bundle: masks.json, taken along with its arrays.
         json_: print everything as JSON.
     """
     if bundle is not None:
         _bundle(model, bundle, recipe, dense, masks)
         return
-    if dense is not None or masks is not None:
-        raise RecipeError("dense and masks | go into a bundle; give --bundle out.tar as well")
+    if masks is not None:
+        raise RecipeError("masks | go into a bundle; give --bundle out.tar as well")
     if recipe.engine == "none":
         recipe = replace(recipe, engine="tensorrt_rtx")
-    engines = build_all(model, output or model.parent, recipe, show=not json_)
+    engines = build_all(model, output or model.parent, recipe, dense=dense, show=not json_)
     if json_:
         out.print(json.dumps({"engines": engines}, indent=1, allow_nan=False))
 
@@ -111,7 +112,12 @@ def results(
 
 
 def build_all(
-    model: Path, folder: Path, recipe: BuildRecipe, *, show: bool
+    model: Path,
+    folder: Path,
+    recipe: BuildRecipe,
+    *,
+    dense: Path | None = None,
+    show: bool,
 ) -> tuple[dict[str, Any], ...]:
     """Builds one engine a target and returns what is known of each.
 
@@ -119,35 +125,51 @@ def build_all(
         model: an .onnx file.
         folder: of the engines.
         recipe: see `BuildRecipe`.
+        dense: the original model, to be built first, as `dense.engine`.
         show: print a line, and where a GPU told of kernels a table.
     """
     built = []
-    for engine, one in _targets(model, folder, recipe):
-        with progress_bar() as progress:
-            result = api.build_engine(model, engine, one, progress)
-        built.append(_engine_facts(result))
-        if show:
-            _show(model, result)
+    for suffix, one in _targets(recipe):
+        beside = None
+        if dense is not None:
+            beside = _built(dense, folder / f"dense{suffix}", one, None)
+            built.append(_shown(dense, beside, None, show))
+        result = _built(model, folder / f"{model.stem}{suffix}", one, beside)
+        built.append(_shown(model, result, beside, show))
     return tuple(built)
 
 
-def _targets(
-    model: Path, folder: Path, recipe: BuildRecipe
-) -> Iterator[tuple[Path, BuildRecipe]]:
-    """One engine an architecture, or one for the GPU at hand."""
+def _built(
+    model: Path, engine: Path, recipe: BuildRecipe, dense: "EngineResult | None"
+) -> "EngineResult":
+    with progress_bar() as progress:
+        return api.build_engine(model, engine, recipe, progress, dense=dense)
+
+
+def _targets(recipe: BuildRecipe) -> Iterator[tuple[str, BuildRecipe]]:
+    """The end of an engine's name for each architecture, or for the GPU at hand."""
     if recipe.engine != "tensorrt_rtx":
-        yield folder / f"{model.stem}.engine", recipe
+        yield ".engine", recipe
         return
     for sm in recipe.sm or DEFAULT_SM:
-        yield folder / f"{model.stem}.sm{sm}.engine", replace(recipe, sm=(sm,))
+        yield f".sm{sm}.engine", replace(recipe, sm=(sm,))
 
 
-def _show(model: Path, result: "EngineResult") -> None:
-    out.print(engine_line(result))
+def _shown(
+    model: Path, result: "EngineResult", dense: "EngineResult | None", show: bool
+) -> dict[str, Any]:
+    """Prints what is known of an engine, and returns it."""
+    if show:
+        out.print(engine_line(result))
+        _show_products(model, result, dense)
+    return _engine_facts(result)
+
+
+def _show_products(model: Path, result: "EngineResult", dense: "EngineResult | None") -> None:
     evidence = result.evidence
     if not evidence.layers and evidence.sparsity.chose is None:
         return
-    joined = api.join_engine(model, result)
+    joined = api.join_engine(model, result, dense)
     if joined.weights:
         out.print(joined_table(joined))
         out.print(joined_totals(joined))

@@ -139,7 +139,22 @@ def test_a_bundle_goes_out_and_its_results_come_back(
     assert whole["models"][0]["rounds_ms"] == [[2.5, 2.25], [2.5, 2.25]]
 
 
-def test_papers_without_a_bundle_are_refused(cli: Cli, job: Job) -> None:
-    ran = cli("build", job.model, "--dense", job.model)
+def test_masks_without_a_bundle_are_refused(cli: Cli, job: Job) -> None:
+    ran = cli("build", job.model, "--masks", job.masks)
     assert (ran.code, ran.err.count("\n")) == (1, 1)
     assert "give --bundle out.tar as well" in ran.err
+
+
+def test_the_dense_model_is_built_beside_to_show_lost_fusions(
+    cli: Cli, job: Job, compiled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = stand_in(job.folder, layers=_layers(compiled, "sm80_xmma_gemm_f32f32"))
+    monkeypatch.setenv("TRTEXEC", str(tool))
+    ran = cli("build", compiled, "--engine", "trtexec", "--dense", job.model)
+    assert ran.code == 0
+    first, *rest = ran.out.splitlines()
+    assert first.startswith("engine dense.engine: ")
+    assert rest[0].startswith("engine compiled.engine: ")
+    assert rest[-1] == "layers 3 of 4 nodes; the dense model's engine has 3"
+    (engine,) = json.loads((job.out / "report.json").read_text("utf-8"))["engines"]
+    assert (engine["layers"], engine["dense_layers"]) == (3, 3)
