@@ -188,7 +188,7 @@ def _rank(layer: "EngineLayer") -> int:
     words = f"{layer.kind} {layer.tactic}".lower()
     if layer.sparse:
         return 3
-    if any(word in words for word in ("gemm", "matrixmultiply", "matmul", "mma", "conv")):
+    if any(word in words for word in ("gemm", "matrixmultiply", "matmul", "mma")):
         return 2
     return 0 if layer.kind in ("Reformat", "NoOp", "Constant", "Shuffle") else 1
 

@@ -36,13 +36,14 @@ class Package:
         name: to import.
         product: as messages call it.
         install: the command that brings it.
-        caches: it keeps timings of kernels.
+        on_gpu: it builds on the GPU at hand, so that timings can be kept, and the engine be
+            asked for its layers even where the driver does not tell of a GPU, as on Jetson.
     """
 
     name: str
     product: str
     install: str
-    caches: bool
+    on_gpu: bool
 
 
 def build_native(
@@ -80,7 +81,8 @@ def build_native(
         staged = stage / engine.name
         layers = staged.with_suffix(".engine.layers.json")
         digest = sha256_of(model)
-        job = _job(package, model, staged, layers if gpu is not None else None, recipe)
+        asked = layers if package.on_gpu or gpu is not None else None
+        job = _job(package, model, staged, asked, recipe)
         outcome = _run(package, job, log, recipe.timeout, progress)
         evidence = _evidence(recipe, outcome, gpu, log, layers)
         sm = job.sm or (() if gpu is None else (gpu.sm,))
@@ -119,7 +121,7 @@ def _job(
 ) -> Job:
     # The stage lies inside the engine's folder, where the cache is kept.
     cache = engine.parent.parent / recipe.timing_cache
-    kept = package.caches and recipe.timing_cache
+    kept = package.on_gpu and recipe.timing_cache
     return Job(
         package=package.name,
         model=str(model.absolute()),

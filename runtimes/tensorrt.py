@@ -25,7 +25,7 @@ _PACKAGE = Package(
     "tensorrt",
     "TensorRT",
     "pip install 'patch-compile[gpu]' on a machine with an NVIDIA GPU",
-    caches=True,
+    on_gpu=True,
 )
 
 

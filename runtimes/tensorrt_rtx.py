@@ -21,7 +21,7 @@ Progress = Callable[[int, int, str], None]
 DEFAULT_SM = (86,)
 
 _PACKAGE = Package(
-    "tensorrt_rtx", "TensorRT-RTX", "pip install 'patch-compile[rtx]'", caches=False
+    "tensorrt_rtx", "TensorRT-RTX", "pip install 'patch-compile[rtx]'", on_gpu=False
 )
 
 

@@ -159,6 +159,12 @@ def test_the_kernel_of_a_reformat_is_not_the_products() -> None:
     assert _only(join([site], 1, replace(TOLD, layers=(reformat,))))[0] == "unknown"
 
 
+def test_a_fused_kernel_that_names_no_product_settles_nothing() -> None:
+    site = _site("a")
+    layer = _layer(site.node, "__myl_CastConvertAdd_0x1", "add", kind="fusion")
+    assert _only(join([site], 1, replace(TOLD, layers=(layer,))))[0] == "unknown"
+
+
 def test_layers_of_the_dense_engine_are_counted_beside() -> None:
     dense = replace(TOLD, layers=(_layer("x", DENSE),))
     found = join([_site("a")], 7, replace(TOLD, layers=(_layer("a", DENSE),) * 3), dense)

@@ -62,7 +62,7 @@ def test_the_cache_lies_in_the_engines_folder(tmp_path: Path) -> None:
 
 
 def test_a_package_without_timings_keeps_none(tmp_path: Path) -> None:
-    package = Package("p", "P", "pip install p", caches=False)
+    package = Package("p", "P", "pip install p", on_gpu=False)
     job = _job(package, tmp_path / "m.onnx", tmp_path / "s" / "m.engine", None, RECIPE)
     assert job.timing_cache == ""
 
