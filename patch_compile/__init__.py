@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from patch_compile.api import build_engine as build_engine
     from patch_compile.api import export_onnx as export_onnx
+    from patch_compile.api import join_engine as join_engine
     from patch_compile.api import learn_candidates as learn_candidates
     from patch_compile.api import learn_masks as learn_masks
     from patch_compile.api import learn_masks_for as learn_masks_for
@@ -48,6 +49,7 @@ _HOMES = {
     "evaluate": "evaluation.evaluate",
     "export_onnx": "api",
     "inspect_model": "inspection",
+    "join_engine": "api",
     "learn_candidates": "api",
     "learn_masks": "api",
     "learn_masks_for": "api",

@@ -3,10 +3,8 @@
 Optional packages load when a function needs them; see `_require`.
 """
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -14,8 +12,9 @@ from typing import TYPE_CHECKING
 from patch_compile._require import require
 from patch_compile.compiler import COMPILED
 from patch_compile.errors import RecipeError
-from patch_compile.expected import read_beside
-from patch_compile.io.atomic import write_text
+from patch_compile.joining import Joined, join
+from patch_compile.noting import note_engine
+from patch_compile.piece_sites import find_pieces
 from patch_compile.recipe import (
     BuildRecipe,
     ExportRecipe,
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "build_engine",
     "export_onnx",
+    "join_engine",
     "learn_candidates",
     "learn_masks",
     "learn_masks_for",
@@ -207,48 +207,50 @@ def build_engine(
     engine: str | Path,
     recipe: BuildRecipe | None = None,
     progress: Progress | None = None,
+    *,
+    dense: "EngineResult | None" = None,
 ) -> "EngineResult":
     """Builds a serialized engine in a process of its own; see `BuildRecipe`.
 
     Beside a compiled model its report.json gets an entry: sparse kernels requested or not,
-    the eligible pieces, and `chosen: unknown`, for no build without a GPU tells.
+    the eligible pieces, and what the build told of each 2:4 product; see `join_engine`.
 
     Args:
         model: an .onnx file, compiled or not; external data beside it.
         engine: the file to write; a .json and a .log of its name go beside it.
         recipe: see `BuildRecipe`.
         progress: called with (steps done, steps in all, what).
+        dense: the engine of the original model, whose layers show lost fusions.
 
     Raises:
         ModelError: the backend refuses the model, in its own words.
-        RecipeError: an architecture the backend does not know.
+        RecipeError: the backend cannot do what the recipe asks.
         RuntimeUnavailable: the backend is missing, crashed or ran out of time.
     """
     engines = require("patch_compile.runtimes.engines", "rtx")
     recipe = recipe or BuildRecipe(engine="tensorrt_rtx")
     result: EngineResult = engines.build_engine(Path(model), Path(engine), recipe, progress)
-    _note_engine(Path(model), result)
+    if Path(model).name == COMPILED:
+        joined = join_engine(model, result, dense)
+        note_engine(Path(model), result.path.name, result.sm, result.evidence, joined)
     return result
 
 
-def _note_engine(model: Path, result: "EngineResult") -> None:
-    """Puts the engine into the report beside a compiled model, in place of its namesake."""
-    path = model.parent / "report.json"
-    if model.name != COMPILED or not path.exists():
-        return
-    write_text(path, read_beside(model, path.name, partial(_with_engine, result)))
+def join_engine(
+    model: str | Path, result: "EngineResult", dense: "EngineResult | None" = None
+) -> Joined:
+    """Tells for every 2:4 product of a compiled model whether an engine runs it sparse.
 
+    `chosen` is told by the build log or the engine's inspector alone; where neither spoke,
+    the answer is `unknown`, with the reason.
 
-def _with_engine(result: "EngineResult", text: str) -> str:
-    report = json.loads(text)
-    others = [e for e in report["engines"] if e["engine"] != result.path.name]
-    entry = {
-        "engine": result.path.name,
-        "sm": list(result.sm),
-        "version": result.version,
-        "requested": result.requested_sparse,
-        "eligible": report["totals"]["eligible"],
-        "chosen": result.chosen,
-    }
-    report["engines"] = sorted([*others, entry], key=lambda engine: str(engine["engine"]))
-    return json.dumps(report, indent=1) + "\n"
+    Args:
+        model: the compiled .onnx file.
+        result: of its build.
+        dense: the engine of the original model, whose layers show lost fusions.
+
+    Raises:
+        ModelError: the model cannot be read.
+    """
+    sites, nodes = find_pieces(Path(model))
+    return join(sites, nodes, result.evidence, None if dense is None else dense.evidence)

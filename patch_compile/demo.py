@@ -161,7 +161,7 @@ def _build(output: Path, say: Say) -> None:
         folder = output / variant.folder
         engine = folder / "compiled.sm86.engine"
         if variant.engine and not engine.exists():
-            recipe = BuildRecipe(engine="tensorrt_rtx", sequence=(1, 512, 1024))
+            recipe = BuildRecipe(engine="tensorrt_rtx", sm=(86,), sequence=(1, 512, 1024))
             result = api.build_engine(folder / "compiled.onnx", engine, recipe)
             _note(folder, "engine_seconds", result.seconds)
             say(f"built {folder.name}'s engine in {result.seconds:.0f} s")

@@ -32,6 +32,8 @@ Method = Literal[
 Selection = Literal["fisher", "error", "learned"]
 Tie = Literal["mlp", "heads"]
 FloatType = Literal["fp32", "fp16", "bf16"]
+Precision = Literal["fp16", "bf16", "int8", "fp8"]
+Hardware = Literal["same", "ampere-plus", "same-capability"]
 LoweringChoice = Literal["auto", "dense", "whole", "columns", "reduction", "cover"]
 
 
@@ -281,25 +283,52 @@ class VerifyRecipe:
 class BuildRecipe:
     """How an engine is built.
 
+    A backend refuses what it cannot do, rather than leave it out.
+
     Attributes:
-        engine: the backend; `none` builds nothing.
-        sm: GPU architectures, as in `86` for compute capability 8.6.
+        engine: the backend; `none` builds nothing. `tensorrt_rtx` builds without a GPU;
+            `tensorrt` and `trtexec` build for the GPU at hand.
+        sm: for `tensorrt_rtx`, GPU architectures, as in `86` for compute capability 8.6,
+            which is its default.
         sparse: request sparse kernels (a permission, not an order).
-        batch: least, best and most for dynamic batch axes.
+        strict_nans: allow only sparse kernels that keep 0 x NaN and 0 x infinity a NaN.
+        precision: types that a weakly typed network of TensorRT 10 may use beside the
+            graph's own; empty keeps to the graph, which is all that TensorRT 11 and RTX do.
+        batch: least, best and most for dynamic batch axes; kernels are timed at the best.
         sequence: least, best and most for other dynamic axes.
+        timing_cache: file of kernel timings, in the engine's folder unless its path is
+            absolute, kept for the next build; empty keeps none. RTX has none.
+        optimization_level: 0 to 5, how long the builder may search; None is its default.
+        workspace: MiB of scratch memory at most; None is all of the GPU's.
+        hardware: GPUs the engine may run on: the `same`, any from Ampere on
+            (`ampere-plus`, slower), or those of the same compute capability.
+        refit: let weights be replaced later; those of 2:4 pieces must then keep their zeros.
+        flags: further flags of trtexec, given after `--`.
         timeout: seconds before a build is stopped.
     """
 
-    engine: Literal["none", "tensorrt_rtx"] = "none"
-    sm: tuple[int, ...] = (86,)
+    engine: Literal["none", "tensorrt", "tensorrt_rtx", "trtexec"] = "none"
+    sm: tuple[int, ...] = ()
     sparse: bool = True
+    strict_nans: bool = False
+    precision: tuple[Precision, ...] = ()
     batch: tuple[int, int, int] = (1, 1, 1)
     sequence: tuple[int, int, int] = (1, 512, 2048)
+    timing_cache: str = "timing.cache"
+    optimization_level: int | None = None
+    workspace: int | None = None
+    hardware: Hardware = "same"
+    refit: bool = False
+    flags: tuple[str, ...] = ()
     timeout: float = 1800.0
 
     def __post_init__(self) -> None:
         _check_kinds(self)
         _within("timeout", self.timeout, 1e-3, 1e9)
+        if self.optimization_level is not None:
+            _within("optimization-level", self.optimization_level, 0, 5)
+        if self.workspace is not None:
+            _within("workspace", self.workspace, 1, 1_000_000_000)
         for name, profile in (("batch", self.batch), ("sequence", self.sequence)):
             if not 1 <= profile[0] <= profile[1] <= profile[2]:
                 raise RecipeError(

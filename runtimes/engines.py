@@ -8,13 +8,18 @@ from typing import Literal
 
 from patch_compile.errors import InternalError, RecipeError
 from patch_compile.recipe import BuildRecipe
+from patch_compile.runtimes.evidence import Evidence
 
-__all__ = ["BACKENDS", "EngineResult", "build_engine"]
+__all__ = ["BACKENDS", "EngineResult", "build_engine", "engine_result"]
 
 Progress = Callable[[int, int, str], None]
 
 # Modules, not functions: a backend is imported when it is asked for.
-BACKENDS = {"tensorrt_rtx": "patch_compile.runtimes.tensorrt_rtx"}
+BACKENDS = {
+    "tensorrt": "patch_compile.runtimes.tensorrt",
+    "tensorrt_rtx": "patch_compile.runtimes.tensorrt_rtx",
+    "trtexec": "patch_compile.runtimes.trtexec",
+}
 
 
 @dataclass(frozen=True)
@@ -27,10 +32,12 @@ class EngineResult:
         seconds: the build took, start of the process included.
         sm: the architectures it was built for; empty if left to the builder.
         requested_sparse: sparse kernels were allowed; this says nothing of their use.
-        chosen: what is known of the kernels chosen. No build without a GPU tells.
+        chosen: layers with a sparse kernel, told by the build log or by the inspector; no
+            build without a GPU tells.
         version: of the builder.
         log: file with everything the builder said.
         model_sha256: of the .onnx file, without its external data.
+        evidence: all that log, inspector and timings tell.
     """
 
     path: Path
@@ -38,10 +45,54 @@ class EngineResult:
     seconds: float
     sm: tuple[int, ...]
     requested_sparse: bool
-    chosen: Literal["unknown"]
+    chosen: int | Literal["unknown"]
     version: str
     log: Path
     model_sha256: str
+    evidence: Evidence
+
+
+def engine_result(
+    engine: Path,
+    evidence: Evidence,
+    *,
+    size: int,
+    seconds: float,
+    sm: tuple[int, ...],
+    log: Path,
+    digest: str,
+) -> EngineResult:
+    """Returns the result of a build, whose facts the evidence tells.
+
+    Args:
+        engine: the engine's path.
+        evidence: what is known of it.
+        size: of the engine, in bytes.
+        seconds: the build took.
+        sm: the architectures it was built for.
+        log: file with everything the builder said.
+        digest: of the .onnx file.
+    """
+    return EngineResult(
+        path=engine,
+        bytes=size,
+        seconds=seconds,
+        sm=sm,
+        requested_sparse=evidence.requested,
+        chosen=_chosen(evidence),
+        version=evidence.version,
+        log=log,
+        model_sha256=digest,
+        evidence=evidence,
+    )
+
+
+def _chosen(evidence: Evidence) -> int | Literal["unknown"]:
+    """The log's count; else that of the kernels' names, where all kernels are named."""
+    if evidence.sparsity.chose is not None:
+        return evidence.sparsity.chose
+    sparse = sum(layer.sparse for layer in evidence.layers)
+    return sparse or "unknown"
 
 
 def build_engine(

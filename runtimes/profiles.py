@@ -1,9 +1,9 @@
 """Ranges of the dynamic axes of a model, as engine builders ask for them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-__all__ = ["NetworkInput", "Range", "profile_shapes"]
+__all__ = ["NetworkInput", "Range", "profile_shapes", "symbol_sizes"]
 
 Range = tuple[int, int, int]
 
@@ -51,3 +51,20 @@ def _range(size: int, symbol: str | None, guess: Range, symbols: dict[str, Range
     if size != -1:
         return size, size, size
     return guess if symbol is None else symbols.setdefault(symbol, guess)
+
+
+def symbol_sizes(
+    inputs: Iterable[NetworkInput], shapes: Mapping[str, tuple[tuple[int, ...], ...]]
+) -> dict[str, int]:
+    """Returns the size of every named dynamic axis at the best point, where kernels are timed.
+
+    Args:
+        inputs: in graph order.
+        shapes: least, best and most shape by input name, as `profile_shapes` gives them.
+    """
+    return {
+        symbol: shapes[item.name][1][axis]
+        for item in inputs
+        for axis, symbol in enumerate(item.symbols)
+        if symbol is not None and item.name in shapes
+    }

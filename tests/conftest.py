@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
+from patch_compile.runtimes.gpu import find_gpus
+
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Threads that wait for each other make tiny products many times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -31,12 +33,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--slow"):
-        return
-    skip = pytest.mark.skip(reason="runs for minutes on the real model; ask with --slow")
+    reasons = {}
+    if not config.getoption("--slow"):
+        reasons["slow"] = "runs for minutes on the real model; ask with --slow"
+    if any("gpu" in item.keywords for item in items) and not find_gpus():
+        reasons["gpu"] = "nvidia-smi finds no NVIDIA GPU"
     for item in items:
-        if "slow" in item.keywords:
-            item.add_marker(skip)
+        for mark, reason in reasons.items():
+            if mark in item.keywords:
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture

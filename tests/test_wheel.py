@@ -23,7 +23,11 @@ PACKAGES = (
     "patch_compile/runtimes",
     "patch_compile/tiles",
 )
-DATA = {"patch_compile/py.typed", "patch_compile/io/masks.schema.json"}
+DATA = {
+    "patch_compile/py.typed",
+    "patch_compile/io/masks.schema.json",
+    "patch_compile/runtimes/bundle_run.sh",
+}
 NOT_SHIPPED = {"tests", "benchmarks", "scripts"}
 
 

@@ -87,7 +87,14 @@ def split_lists(tokens: Sequence[str]) -> list[str]:
     """Spreads `--sm 86,89` and `--batch 1,4,8` into the tokens the parser takes.
 
     A pattern behind `re:` may hold commas of its own: it reaches to the end of its list.
+    What stands behind `--` is another program's: each token becomes one of `--flags`.
     """
+    at = tokens.index("--") if "--" in tokens else len(tokens)
+    raw = [f"--flags={token}" for token in tokens[at + 1 :]]
+    return [*_split(tokens[:at]), *raw]
+
+
+def _split(tokens: Sequence[str]) -> list[str]:
     lists = _list_options()
     spread: list[str] = []
     option: str | None = None

@@ -12,7 +12,9 @@ from cyclopts import App, Parameter
 
 from patch_compile.cli import verbs
 from patch_compile.cli.arguments import config_reader, config_text, split_lists
+from patch_compile.cli.build_verb import build, results
 from patch_compile.cli.console import say, set_up_logging
+from patch_compile.cli.doctor_verb import doctor
 from patch_compile.cli.eval_verb import eval_
 from patch_compile.errors import Mismatch, PatchCompileError, RecipeError
 from patch_compile.io.atomic import write_text
@@ -34,10 +36,13 @@ app = App(
     result_action="return_value",
 )
 app.default(verbs.compile_)
-for verb in (verbs.learn, verbs.cut, verbs.export, verbs.plan, verbs.inspect, verbs.build):
+for verb in (verbs.learn, verbs.cut, verbs.export, verbs.plan, verbs.inspect):
     app.command(verb)
+app.command(build)
+app.command(results)
 app.command(verbs.verify)
 app.command(eval_, name="eval")
+app.command(doctor)
 app.command(verbs.demo)
 # `run` says that nothing is half-written.
 app.meta.suppress_keyboard_interrupt = False

@@ -2,14 +2,14 @@
 
 import json
 import os
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from patch_compile import api, verification
 from patch_compile.cli import tables
+from patch_compile.cli.build_verb import build_all
 from patch_compile.cli.console import out, progress_bar, say
 from patch_compile.compiler import compile_model, plan_model
 from patch_compile.demo import run_demo
@@ -28,10 +28,7 @@ from patch_compile.recipe import (
 from patch_compile.report import Report
 from patch_compile.tiles.cut import cut_masks
 
-if TYPE_CHECKING:
-    from patch_compile.runtimes.engines import EngineResult
-
-__all__ = ["build", "compile_", "cut", "demo", "export", "inspect", "learn", "plan", "verify"]
+__all__ = ["compile_", "cut", "demo", "export", "inspect", "learn", "plan", "verify"]
 
 # `name="*"` makes a recipe's fields options of their own: there is no second list of them.
 _FLAT = Parameter(name="*")
@@ -76,7 +73,7 @@ def compile_(
         _print_tables(compiled.report)
     say(f"wrote {path}")
     if engine.engine != "none":
-        _build_all(path, output, engine, not json_)
+        build_all(path, output, engine, show=not json_)
     if json_:
         _print_text(path.with_name("report.json").read_text("utf-8"))
 
@@ -274,28 +271,6 @@ def verify(
         raise Mismatch(f"'{compiled}' | differs from the masked model by more than allowed")
 
 
-def build(
-    model: Path,
-    /,
-    *,
-    output: OptionalOutput = None,
-    recipe: Annotated[BuildRecipe, _FLAT] = _BUILD,
-    json_: Json = False,
-) -> None:
-    """Build serialized engines of MODEL, one for each architecture.
-
-    Args:
-        model: an .onnx file, compiled or not.
-        output: folder of the engines; by default MODEL's.
-        json_: print everything as JSON.
-    """
-    if recipe.engine == "none":
-        recipe = replace(recipe, engine="tensorrt_rtx")
-    engines = _build_all(model, output or model.parent, recipe, not json_)
-    if json_:
-        _print_json({"engines": engines})
-
-
 def demo(*, output: Output = Path("demo-out")) -> None:
     """Run the main job on SmolLM2-135M from start to end; a second run is quick.
 
@@ -305,42 +280,6 @@ def demo(*, output: Output = Path("demo-out")) -> None:
     with progress_bar() as progress:
         table = run_demo(output, progress, say)
     out.print(table)
-
-
-def _build_all(
-    model: Path, folder: Path, recipe: BuildRecipe, show: bool
-) -> tuple[dict[str, Any], ...]:
-    """Builds one engine an architecture and returns what is known of each."""
-    built = []
-    for sm in recipe.sm:
-        engine = folder / f"{model.stem}.sm{sm}.engine"
-        with progress_bar() as progress:
-            result = api.build_engine(model, engine, replace(recipe, sm=(sm,)), progress)
-        built.append(_engine_facts(result))
-        if show:
-            out.print(_engine_line(result))
-    return tuple(built)
-
-
-def _engine_line(result: "EngineResult") -> str:
-    requested = "requested" if result.requested_sparse else "not requested"
-    return (
-        f"engine {result.path.name}: {result.bytes / 1e6:.1f} MB in {result.seconds:.1f} s; "
-        f"sparse kernels {requested}, chosen: {result.chosen}"
-    )
-
-
-def _engine_facts(result: "EngineResult") -> dict[str, Any]:
-    return {
-        "engine": result.path.name,
-        "bytes": result.bytes,
-        "seconds": result.seconds,
-        "sm": list(result.sm),
-        "version": result.version,
-        "requested": result.requested_sparse,
-        "chosen": result.chosen,
-        "model_sha256": result.model_sha256,
-    }
 
 
 def _print_tables(report: Report) -> None:

@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,15 +16,17 @@ from onnx import TensorProto, helper, numpy_helper
 
 from patch_compile.errors import ModelError, RecipeError, RuntimeUnavailable
 from patch_compile.recipe import BuildRecipe
-from patch_compile.runtimes import tensorrt_rtx
+from patch_compile.runtimes import _native, _process, _worker, tensorrt_rtx
+from patch_compile.runtimes._job import Job
 from patch_compile.runtimes.engines import EngineResult, build_engine
+from patch_compile.runtimes.gpu import find_gpus
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx is not installed"
 )
 
 SIZE = 256
-RECIPE = BuildRecipe(engine="tensorrt_rtx", batch=(1, 4, 16), timeout=120.0)
+RECIPE = BuildRecipe(engine="tensorrt_rtx", sm=(86,), batch=(1, 4, 16), timeout=120.0)
 
 
 def _weight() -> onnx.TensorProto:
@@ -65,7 +68,7 @@ def _refused(
     engine = model.parent / "out" / "m.engine"
     with pytest.raises(error, match=match) as caught:
         build_engine(model, engine, recipe)
-    assert {file.name for file in engine.parent.iterdir()} <= {"m.engine.log"}
+    assert {file.name for file in engine.parent.glob("*")} <= {"m.engine.log"}
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -83,7 +86,11 @@ def test_engine_holds_the_weight_and_its_facts_lie_beside(model: Path) -> None:
     assert "SPARSE_WEIGHTS" in facts["flags"]
     assert facts["profiles"] == {"x": [[1, SIZE], [4, SIZE], [16, SIZE]]}
     assert facts["model_sha256"] == result.model_sha256
-    assert facts["sparsity"] == {"requested": True, "chosen": "unknown"}
+    assert facts["sparsity"] == {
+        "requested": True,
+        "found": "unknown",
+        "chosen": "unknown",
+    }
 
 
 def test_log_has_the_words_of_the_builder(model: Path) -> None:
@@ -110,13 +117,91 @@ def test_architecture_and_ranges_reach_the_engine(model: Path) -> None:
     assert len(engines) == 3
 
 
+def test_every_option_that_rtx_has_reaches_the_builder(model: Path) -> None:
+    asked = replace(RECIPE, strict_nans=True, optimization_level=1, workspace=64)
+    _build(model, asked)
+    flags = json.loads(_side_file(model))["flags"]
+    assert {"SPARSE_WEIGHTS", "STRICT_NANS", "STRONGLY_TYPED"} <= set(flags)
+    assert "REFIT" not in flags
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"precision": ("fp16",)}, r"precision \| asks for fp16; TensorRT-RTX .*--dtype"),
+        ({"hardware": "ampere-plus"}, r"hardware \| is 'ampere-plus'; TensorRT-RTX builds"),
+        ({"flags": ("--fp16",)}, r"flags \| are for trtexec, as in --fp16"),
+    ],
+)
+def test_what_rtx_lacks_is_refused(model: Path, changes: dict[str, Any], words: str) -> None:
+    _refused(RecipeError, words, model, replace(RECIPE, **changes))
+
+
+def test_a_refit_that_needs_a_gpu_fails_in_one_line(model: Path) -> None:
+    if find_gpus():
+        pytest.skip("there is a GPU: it may be built")
+    _refused(
+        ModelError,
+        r"for SM86: .*; leave --refit or sparse",
+        model,
+        replace(RECIPE, refit=True),
+    )
+
+
+@pytest.mark.parametrize("sm", [75, 80, 86, 89, 120, 121])
+def test_every_architecture_of_rtx_builds_the_same_twice(model: Path, sm: int) -> None:
+    recipe = replace(RECIPE, sm=(sm,))
+    first = _build(model, recipe).path.read_bytes()
+    assert _build(model, recipe).path.read_bytes() == first
+
+
+def test_no_architecture_is_named_for_its_default(model: Path) -> None:
+    assert _build(model, replace(RECIPE, sm=())).sm == tensorrt_rtx.DEFAULT_SM
+
+
+def test_symbols_of_the_profile_are_kept(model: Path) -> None:
+    assert dict(_build(model).evidence.symbols) == {"batch": 4}
+
+
+@pytest.mark.filterwarnings("ignore:.*TensorRT-RTX 1.2.*:DeprecationWarning")
+def test_kept_timings_are_taken_and_others_started_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On real objects; RTX times nothing, so that what is kept is empty."""
+    trt = importlib.import_module("tensorrt_rtx")
+    logger = trt.Logger(trt.Logger.ERROR)
+    builder = trt.Builder(logger)
+    config = builder.create_builder_config()
+    job = Job("tensorrt_rtx", "m", "e", timing_cache=str(tmp_path / "timing.cache"))
+    cache = _worker._open_cache(config, job)
+    _worker._keep(Path(job.timing_cache), memoryview(cache.serialize()))
+    assert _worker._open_cache(config, job) is not None
+    assert capsys.readouterr().err == ""
+    assert [file.name for file in tmp_path.iterdir()] == ["timing.cache"]
+    assert _worker._open_cache(config, replace(job, timing_cache="")) is None
+
+
+def test_what_is_asked_of_an_engine_exists() -> None:
+    """The calls that need a GPU, which no test here can make."""
+    trt = importlib.import_module("tensorrt_rtx")
+    assert callable(trt.Runtime.deserialize_cuda_engine)
+    assert callable(trt.ICudaEngine.create_engine_inspector)
+    assert callable(trt.EngineInspector.get_engine_information)
+    assert trt.LayerInformationFormat.JSON is not None
+    assert set(_worker._HARDWARE.values()) <= set(trt.HardwareCompatibilityLevel.__members__)
+
+
 def test_several_architectures_and_no_sparsity(model: Path) -> None:
     result = _build(model, replace(RECIPE, sm=(80, 86), sparse=False))
     assert (result.sm, result.requested_sparse) == ((80, 86), False)
     facts = json.loads(_side_file(model))
     assert facts["sm"] == [80, 86]
     assert "SPARSE_WEIGHTS" not in facts["flags"]
-    assert facts["sparsity"] == {"requested": False, "chosen": "unknown"}
+    assert facts["sparsity"] == {
+        "requested": False,
+        "found": "unknown",
+        "chosen": "unknown",
+    }
 
 
 def test_external_weights_are_found(tmp_path: Path, model: Path) -> None:
@@ -228,7 +313,7 @@ def _replace_worker(model: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> 
     head = "import json, os, signal, sys\nfolder = sys.argv[1]\n"
     (modules / "other_worker.py").write_text(f"{head}{body}\n")
     monkeypatch.setattr(sys, "path", [str(modules), *sys.path])
-    monkeypatch.setattr(tensorrt_rtx, "_WORKER", "other_worker")
+    monkeypatch.setattr(_native, "_WORKER", "other_worker")
 
 
 @pytest.mark.parametrize(
@@ -254,7 +339,7 @@ def test_progress_of_a_short_build_is_shown(
     _replace_worker(
         model, monkeypatch, "open(f'{folder}/progress', 'w').write('2\\t6\\tx\\n')"
     )
-    monkeypatch.setattr(tensorrt_rtx, "_POLL", 60.0)
+    monkeypatch.setattr(_process, "_POLL", 60.0)
     calls: list[tuple[int, int, str]] = []
     with pytest.raises(RuntimeUnavailable):
         build_engine(

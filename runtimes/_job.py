@@ -1,4 +1,4 @@
-"""What goes between the TensorRT-RTX builder and its worker process: files in one folder.
+"""What goes between a builder and its worker process: files in one folder.
 
 The parent writes `job.json`; the worker appends to `progress` and writes `result.json`. A
 worker that dies leaves no result.
@@ -28,23 +28,33 @@ _ERRORS = {kind.__name__: kind for kind in (ModelError, RecipeError)}
 
 @dataclass(frozen=True)
 class Job:
-    """One build.
+    """One build. What is not described here is as in `BuildRecipe`.
 
     Attributes:
+        package: `tensorrt` or `tensorrt_rtx`.
         model: absolute path of the .onnx file.
         engine: absolute path to write.
-        sm: architectures, as in 86; empty for a portable engine.
-        sparse: allow sparse kernels.
-        batch: least, best and most of a dynamic axis 0.
-        sequence: least, best and most of any other dynamic axis.
+        layers: absolute path for what the engine tells of its layers; empty asks nothing,
+            as asking needs the GPU.
+        sm: architectures, as in 86; empty for the GPU at hand.
+        timing_cache: absolute path; empty for none.
     """
 
+    package: str
     model: str
     engine: str
-    sm: tuple[int, ...]
-    sparse: bool
-    batch: Range
-    sequence: Range
+    layers: str = ""
+    sm: tuple[int, ...] = ()
+    sparse: bool = True
+    strict_nans: bool = False
+    refit: bool = False
+    precision: tuple[str, ...] = ()
+    batch: Range = (1, 1, 1)
+    sequence: Range = (1, 1, 1)
+    timing_cache: str = ""
+    optimization_level: int | None = None
+    workspace: int | None = None
+    hardware: str = "same"
 
 
 @dataclass(frozen=True)
@@ -52,14 +62,16 @@ class Outcome:
     """What a finished build tells beside the engine.
 
     Attributes:
-        version: of TensorRT-RTX.
-        flags: names of the builder flags that were set.
+        version: of the builder.
+        flags: names of the builder flags that were set, and of what else was chosen.
         profiles: least, best and most shape by input name.
+        symbols: size of each named dynamic axis at the best point.
     """
 
     version: str
     flags: tuple[str, ...]
     profiles: dict[str, tuple[tuple[int, ...], ...]]
+    symbols: dict[str, int]
 
 
 def write_job(folder: Path, job: Job) -> None:
@@ -70,7 +82,7 @@ def write_job(folder: Path, job: Job) -> None:
 def read_job(folder: Path) -> Job:
     """Returns the job the parent left."""
     fields = _read(folder / "job.json")
-    for name in ("sm", "batch", "sequence"):
+    for name in ("sm", "precision", "batch", "sequence"):
         fields[name] = tuple(fields[name])
     return Job(**fields)
 
@@ -92,7 +104,7 @@ def read_outcome(folder: Path) -> Outcome | PatchCompileError | None:
         if name in fields:
             return kind(fields[name])
     profiles = {k: tuple(tuple(s) for s in v) for k, v in fields["profiles"].items()}
-    return Outcome(fields["version"], tuple(fields["flags"]), profiles)
+    return Outcome(fields["version"], tuple(fields["flags"]), profiles, fields["symbols"])
 
 
 def write_progress(folder: Path, done: int, total: int, what: str) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from patch_compile.errors import ModelError, PatchCompileError, RecipeError
-from patch_compile.runtimes._rtx_job import (
+from patch_compile.runtimes._job import (
     Job,
     Outcome,
     read_job,
@@ -18,13 +18,21 @@ from patch_compile.runtimes._rtx_job import (
 
 
 def test_job_comes_back_equal(tmp_path: Path) -> None:
-    job = Job("/m.onnx", "/m.engine", (86, 89), True, (1, 2, 3), (4, 5, 6))
+    job = Job(
+        "tensorrt_rtx",
+        "/m.onnx",
+        "/m.engine",
+        sm=(86, 89),
+        precision=("fp16",),
+        batch=(1, 2, 3),
+        sequence=(4, 5, 6),
+    )
     write_job(tmp_path, job)
     assert read_job(tmp_path) == job
 
 
 def test_outcome_comes_back_equal(tmp_path: Path) -> None:
-    outcome = Outcome("1.2", ("TF32",), {"x": ((1, 8), (2, 8), (3, 8))})
+    outcome = Outcome("1.2", ("TF32",), {"x": ((1, 8), (2, 8), (3, 8))}, {"batch": 2})
     write_outcome(tmp_path, outcome)
     assert read_outcome(tmp_path) == outcome
 

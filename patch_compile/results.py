@@ -1,0 +1,266 @@
+"""Bundles for a GPU machine, and what comes back from it."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from patch_compile._require import require
+from patch_compile.errors import ModelError
+from patch_compile.joining import Joined, PieceSite, join
+from patch_compile.noting import note_engine
+from patch_compile.piece_sites import find_pieces
+from patch_compile.recipe import BuildRecipe
+from patch_compile.runtimes.engine_file import sha256_of
+from patch_compile.runtimes.evidence import Evidence
+from patch_compile.runtimes.gpu import Gpu, read_gpus
+from patch_compile.runtimes.layer_info import read_profile, read_times
+from patch_compile.runtimes.trtexec import read_evidence
+from patch_compile.runtimes.trtexec_log import read_errors, read_version
+
+__all__ = ["ModelResult", "Results", "bundle_engines", "import_results", "note_results"]
+
+Progress = Callable[[int, int, str], None]
+
+_DENSE = "dense"
+
+
+@dataclass(frozen=True)
+class ModelResult:
+    """What became of one model on the GPU machine.
+
+    Attributes:
+        name: in the bundle, as in `compiled` or `dense`.
+        sha256: of its .onnx file.
+        error: why there is no engine; empty if there is one.
+        evidence: what its build told.
+        joined: its 2:4 products; None for a model without pieces.
+        rounds: milliseconds on the GPU of every run, a tuple a round of timing; the first
+            is that of the build.
+        profile: median milliseconds of every layer.
+        bytes: size of the engine; None if unknown.
+    """
+
+    name: str
+    sha256: str
+    error: str
+    evidence: Evidence
+    joined: Joined | None
+    rounds: tuple[tuple[float, ...], ...]
+    profile: dict[str, float]
+    bytes: int | None
+
+    @property
+    def median(self) -> float | None:
+        """The median milliseconds over all rounds of timing; None if nothing was timed."""
+        runs = sorted(run for times in self.rounds[1:] or self.rounds for run in times)
+        if not runs:
+            return None
+        middle = len(runs) // 2
+        return runs[middle] if len(runs) % 2 else (runs[middle - 1] + runs[middle]) / 2
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns plain data."""
+        evidence = self.evidence
+        return {
+            "name": self.name,
+            "sha256": self.sha256,
+            "error": self.error,
+            "bytes": self.bytes,
+            "median_ms": self.median,
+            "rounds_ms": [list(times) for times in self.rounds],
+            "performance": None
+            if evidence.performance is None
+            else asdict(evidence.performance),
+            "sparsity": asdict(evidence.sparsity),
+            "products": None if self.joined is None else self.joined.to_json(),
+            "profile_ms": self.profile,
+        }
+
+
+@dataclass(frozen=True)
+class Results:
+    """All that came back.
+
+    Attributes:
+        version: of TensorRT; empty if unknown.
+        gpu: of the machine; None if its driver did not tell.
+        models: in the order of the bundle.
+    """
+
+    version: str
+    gpu: Gpu | None
+    models: tuple[ModelResult, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns plain data."""
+        return {
+            "version": self.version,
+            "gpu": None if self.gpu is None else asdict(self.gpu),
+            "models": [model.to_json() for model in self.models],
+        }
+
+
+def bundle_engines(
+    model: str | Path,
+    target: str | Path,
+    recipe: BuildRecipe | None = None,
+    *,
+    dense: str | Path | None = None,
+    papers: Sequence[str | Path] = (),
+    progress: Progress | None = None,
+) -> Path:
+    """Packs a compiled model for a machine that has a GPU and trtexec, and nothing of ours.
+
+    Args:
+        model: the compiled .onnx file; plan.json and report.json beside it go along.
+        target: the .tar file to write.
+        recipe: how engines are built there.
+        dense: the original, to be built and timed beside it.
+        papers: further files to take along, as the masks.
+        progress: called with (bytes done, bytes in all, what).
+
+    Raises:
+        ModelError: if a file cannot be read.
+        RecipeError: if trtexec cannot do what the recipe asks.
+    """
+    bundle = require("patch_compile.runtimes.bundle", "rtx")
+    model = Path(model)
+    sites, nodes = find_pieces(model)
+    facts = {"nodes": nodes, "pieces": [asdict(site) for site in sites]}
+    models = [bundle.BundledModel("compiled", model, facts)]
+    if dense is not None:
+        models.append(bundle.BundledModel(_DENSE, Path(dense), {"nodes": 0, "pieces": []}))
+    beside = [model.with_name(name) for name in ("plan.json", "report.json")]
+    taken = [*(path for path in beside if path.is_file()), *map(Path, papers)]
+    path: Path = bundle.write_bundle(
+        Path(target), models, recipe or BuildRecipe(engine="trtexec"), taken, progress
+    )
+    return path
+
+
+def import_results(folder: str | Path) -> Results:
+    """Reads what a bundle's script left: logs, layers and times of every model.
+
+    Args:
+        folder: the unpacked `results/`.
+
+    Raises:
+        ModelError: if the folder is none of a bundle, or a file is damaged.
+    """
+    folder = Path(folder)
+    manifest = _manifest(folder)
+    gpu = next(iter(read_gpus(_text(folder / "gpu.csv"))), None)
+    version = read_version(_text(folder / "trtexec.txt"))
+    requested = bool(manifest["recipe"]["sparse"])
+    found = {
+        entry["name"]: _evidence(folder / entry["name"], entry, gpu, requested)
+        for entry in manifest["models"]
+    }
+    return Results(
+        version="" if version is None else ".".join(map(str, version)),
+        gpu=gpu,
+        models=tuple(_result(folder, entry, found) for entry in manifest["models"]),
+    )
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    path = folder / "manifest.json"
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        names = [entry["name"] for entry in manifest["models"]]
+        _ = manifest["recipe"]["sparse"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"results '{folder}' | hold no readable manifest.json: {error}; give the folder "
+            "that run.sh packed, unpacked"
+        ) from error
+    strange = [name for name in names if not str(name).isidentifier()]
+    if strange:
+        raise ModelError(
+            f"results '{folder}' | name a model {strange[0]!r}; unpack them again"
+        )
+    return manifest
+
+
+def _text(path: Path) -> str:
+    return path.read_text("utf-8", "replace") if path.is_file() else ""
+
+
+def _evidence(folder: Path, entry: dict[str, Any], gpu: Gpu | None, sparse: bool) -> Evidence:
+    told = read_evidence(
+        folder / "build.log",
+        folder / "layers.json",
+        requested=sparse,
+        symbols={str(k): int(v) for k, v in entry.get("symbols", {}).items()},
+    )
+    if told.device or gpu is None:
+        return told
+    return replace(told, device=gpu.name, sm=gpu.sm)
+
+
+def _result(folder: Path, entry: dict[str, Any], found: dict[str, Evidence]) -> ModelResult:
+    name = entry["name"]
+    place = folder / name
+    evidence = found[name]
+    sites = tuple(_site(piece) for piece in entry.get("pieces", ()))
+    joined = join(sites, entry["nodes"], evidence, found.get(_DENSE)) if sites else None
+    profile, size = _text(place / "profile.json"), _text(place / "bytes").strip()
+    return ModelResult(
+        name=name,
+        sha256=entry["sha256"],
+        error=_error(place),
+        evidence=evidence,
+        joined=joined,
+        rounds=_rounds(place),
+        profile=read_profile(profile, f"profile of '{name}'") if profile else {},
+        bytes=int(size) if size.isdigit() else None,
+    )
+
+
+def _site(piece: dict[str, Any]) -> PieceSite:
+    n, k = piece["shape"]
+    lead = piece["lead"]
+    return PieceSite(
+        **{**piece, "shape": (n, k), "lead": None if lead is None else tuple(lead)}
+    )
+
+
+def _error(place: Path) -> str:
+    status = _text(place / "status").strip()
+    if status == "0":
+        return ""
+    errors = read_errors(_text(place / "build.log").splitlines())
+    said = f": {errors[0]}" if errors else ""
+    return f"trtexec ended with {status}{said}" if status else "trtexec was not run"
+
+
+def _rounds(place: Path) -> tuple[tuple[float, ...], ...]:
+    numbers = sorted(int(path.name.split(".")[1]) for path in place.glob("times.*.json"))
+    texts = [(n, _text(place / f"times.{n}.json")) for n in numbers]
+    return tuple(tuple(read_times(text, f"times '{place}', round {n}")) for n, text in texts)
+
+
+def note_results(results: Results, model: str | Path) -> None:
+    """Puts the engine of a compiled model into the report beside it.
+
+    Args:
+        results: what came back.
+        model: the compiled .onnx file that went out.
+
+    Raises:
+        ModelError: if the results are of another model, or it has no report.
+    """
+    model = Path(model)
+    digest = sha256_of(model) if model.is_file() else ""
+    for found in results.models:
+        if found.sha256 == digest and found.joined is not None and not found.error:
+            sm = () if found.evidence.sm is None else (found.evidence.sm,)
+            name = f"{found.name} on {found.evidence.device or 'an unknown GPU'}"
+            if note_engine(model, name, sm, found.evidence, found.joined):
+                return
+    raise ModelError(
+        f"model '{model}' | is none that the results hold an engine of, or has no report.json "
+        "beside it; give the compiled.onnx that was bundled"
+    )
