@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from patch_compile.errors import RecipeError
 
 __all__ = [
+    "BenchRecipe",
     "BuildRecipe",
     "CompileRecipe",
     "ExportRecipe",
@@ -30,6 +31,7 @@ Method = Literal[
 Selection = Literal["fisher", "error", "learned"]
 Tie = Literal["mlp", "heads"]
 FloatType = Literal["fp32", "fp16", "bf16"]
+BenchRuntime = Literal["ort-cpu", "ort-cuda", "ort-tensorrt", "ort-rtx"]
 LoweringChoice = Literal["auto", "dense", "whole", "columns", "reduction", "cover"]
 
 
@@ -252,6 +254,53 @@ class BuildRecipe:
                 raise RecipeError(
                     f"{name} | is {profile}; expected least <= best <= most, all from 1"
                 )
+
+
+@dataclass(frozen=True)
+class BenchRecipe:
+    """How latencies are measured.
+
+    Attributes:
+        runtime: what runs the models: ONNX Runtime on its `ort-cpu`, `ort-cuda`,
+            `ort-tensorrt` or `ort-rtx` provider.
+        tokens: of a sequence; several, as in `1,128`, are measured one after the other.
+        batch: sequences at a time.
+        rounds: in each of them every model is timed once, in an order drawn anew.
+        warmup: runs of every model before the first round.
+        runs: of a model in a round; their median is the round's sample.
+        confidence: of the intervals, 0.5 to 0.999.
+        threads: of a runtime on the CPU; 0 leaves the number to it.
+        sparse: allow sparse kernels where the runtime asks (a permission, not an order).
+        seed: of inputs, orders and resampling.
+        timeout: seconds that one model may take to open, or to run once more.
+    """
+
+    runtime: BenchRuntime = "ort-cpu"
+    tokens: tuple[int, ...] = (128,)
+    batch: int = 1
+    rounds: int = 30
+    warmup: int = 3
+    runs: int = 1
+    confidence: float = 0.95
+    threads: int = 0
+    sparse: bool = True
+    seed: int = 0
+    timeout: float = 1800.0
+
+    def __post_init__(self) -> None:
+        _check_kinds(self)
+        if not self.tokens:
+            raise RecipeError("tokens | is empty; expected numbers from 1, as in 1,128")
+        for tokens in self.tokens:
+            _within("tokens", tokens, 1, 1_000_000)
+        for name in ("batch", "runs"):
+            _within(name, getattr(self, name), 1, 1_000_000)
+        # An interval of fewer samples says nothing.
+        _within("rounds", self.rounds, 5, 1_000_000)
+        for name in ("warmup", "threads"):
+            _within(name, getattr(self, name), 0, 1_000_000)
+        _within("confidence", self.confidence, 0.5, 0.999)
+        _within("timeout", self.timeout, 1e-3, 1e9)
 
 
 def _check_kinds(recipe: Any) -> None:

@@ -12,6 +12,7 @@ from cyclopts import App, Parameter
 
 from patch_compile.cli import verbs
 from patch_compile.cli.arguments import config_reader, config_text, split_lists
+from patch_compile.cli.bench_verb import bench
 from patch_compile.cli.console import say, set_up_logging
 from patch_compile.cli.eval_verb import eval_
 from patch_compile.errors import Mismatch, PatchCompileError, RecipeError
@@ -38,6 +39,7 @@ for verb in (verbs.learn, verbs.cut, verbs.export, verbs.plan, verbs.inspect, ve
     app.command(verb)
 app.command(verbs.verify)
 app.command(eval_, name="eval")
+app.command(bench)
 app.command(verbs.demo)
 # `run` says that nothing is half-written.
 app.meta.suppress_keyboard_interrupt = False
