@@ -4,6 +4,7 @@ A model's peak memory is that of its process, and native code that crashes or ha
 one line.
 """
 
+import importlib.util
 import json
 import os
 import re
@@ -43,6 +44,12 @@ def open_timed(model: Path, recipe: BenchRecipe, cache: Path | None = None) -> "
         RuntimeUnavailable: if onnxruntime or a provider is missing or broken, takes no node,
             crashes, or takes longer than the recipe allows.
     """
+    # Not `require`: the native code stays out of this process.
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise RuntimeUnavailable(
+            "package 'onnxruntime' | is not installed; this step needs it: "
+            "pip install 'patch-compile[cpu]'"
+        )
     if not model.is_file():
         raise ModelError(f"model '{model}' | is not a file; give the path of an .onnx file")
     process = OrtProcess(model, recipe.timeout)

@@ -1,8 +1,9 @@
 """Latencies of a compiled model and its dense original, in turns.
 
-Every round times every model once, in an order drawn anew, so that neither a slow minute of
-the machine nor what ran before favours one of them. A second session of the dense model shows
-what two equal models differ by here and now: the noise.
+Every round times every model once, in an order drawn anew, and every model has every place
+equally often, so that neither a slow minute of the machine nor what ran before favours one. A
+second session of the dense model shows what two equal models differ by here and now: the
+noise.
 """
 
 import json
@@ -28,14 +29,14 @@ from patch_compile.recipe import BenchRecipe
 if TYPE_CHECKING:
     from patch_compile.runtimes.timing import TimedModel
 
-__all__ = ["AGAIN", "COMPILED", "DENSE", "bench"]
+__all__ = ["AGAIN", "COMPILED", "DENSE", "bench_models"]
 
 Progress = Callable[[int, int, str], None]
 
 DENSE, AGAIN, COMPILED = "dense", "dense again", "compiled"
 
 
-def bench(
+def bench_models(
     dense: str | Path,
     compiled: str | Path,
     recipe: BenchRecipe | None = None,
@@ -136,9 +137,15 @@ def _sampled(
 
 
 def _orders(names: Sequence[str], recipe: BenchRecipe) -> Iterator[list[str]]:
+    """Yields the order of each round: in as many rounds as models, each has every place."""
     rng = np.random.default_rng(recipe.seed)
+    shifts: list[int] = []
+    drawn = rng.permutation(len(names))
     for _ in range(recipe.rounds):
-        yield [names[i] for i in rng.permutation(len(names))]
+        if not shifts:
+            drawn = rng.permutation(len(names))
+            shifts = rng.permutation(len(names)).tolist()
+        yield [names[i] for i in np.roll(drawn, shifts.pop())]
 
 
 def _rows(

@@ -9,26 +9,37 @@ from patch_compile.bench.results import BenchResult
 from patch_compile.errors import RecipeError
 from patch_compile.io.atomic import write_bytes
 
-__all__ = ["plot_bench"]
+__all__ = ["check_plot", "plot_bench"]
 
 _KINDS = (".pdf", ".png", ".svg")
 # Models beside each other share a number of tokens; this is the room they take of it.
 _SPREAD = 0.6
 
 
+def check_plot(path: Path) -> None:
+    """Refuses a plot that could not be drawn, before anything is measured.
+
+    Raises:
+        RecipeError: if the file is of a kind that we do not draw.
+        RuntimeUnavailable: if matplotlib is missing.
+    """
+    if path.suffix not in _KINDS:
+        raise RecipeError(f"plot '{path}' | is of no kind we draw; choose {', '.join(_KINDS)}")
+    require("matplotlib", "plot")
+
+
 def plot_bench(found: BenchResult, path: Path) -> None:
     """Draws the ratio of every model's latency to the dense one, at every number of tokens.
 
     Args:
-        found: what `bench` returned.
+        found: what `bench_models` returned.
         path: a .png, .svg or .pdf to write.
 
     Raises:
         RecipeError: if the file is of another kind.
         RuntimeUnavailable: if matplotlib is missing.
     """
-    if path.suffix not in _KINDS:
-        raise RecipeError(f"plot '{path}' | is of no kind we draw; choose {', '.join(_KINDS)}")
+    check_plot(path)
     figures = require("matplotlib.figure", "plot")
     figure = figures.Figure(figsize=(7, 4), layout="constrained")
     _draw(figure.add_subplot(), found)

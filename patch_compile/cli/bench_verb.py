@@ -7,8 +7,8 @@ from typing import Annotated
 from cyclopts import Parameter
 from rich.table import Table
 
-from patch_compile.bench.measure import bench as measure
-from patch_compile.bench.plot import plot_bench
+from patch_compile.bench.measure import bench_models
+from patch_compile.bench.plot import check_plot, plot_bench
 from patch_compile.bench.results import BenchResult, BenchRow, Measured
 from patch_compile.bench.statistics import Interval
 from patch_compile.cli.console import out, progress_bar, say
@@ -50,9 +50,11 @@ def bench(
             `plot`.
         json_: print every number as JSON.
     """
+    if plot is not None:
+        check_plot(plot)
     named = dict(_named(text) for text in baseline)
     with progress_bar() as progress:
-        found = measure(
+        found = bench_models(
             dense, compiled, recipe, baselines=named, cache=cache, progress=progress
         )
     text = json.dumps(found.to_json(), indent=1, allow_nan=False) + "\n"
