@@ -33,7 +33,7 @@ AIM = 1.03
 
 @dataclass(frozen=True)
 class Node:
-    """A node of the optimised graph and the median of its microseconds."""
+    """A node of the optimised graph and the least of its microseconds."""
 
     name: str
     op: str
@@ -64,24 +64,35 @@ def alternate(sessions: dict[str, Any], tokens: int, rounds: int) -> Samples:
     return {name: np.array(seconds[2:]) for name, seconds in samples.items()}
 
 
-def profile(path: Path, tokens: int, runs: int) -> list[Node]:
-    """Runs a model under ONNX Runtime's profiler and returns its nodes in order."""
-    with tempfile.TemporaryDirectory() as folder:
-        session = open_model(path, f"{folder}/profile")
-        feeds = random_inputs(session, sequence=tokens)
-        for _ in range(runs):
-            session.run(None, feeds)
-        events = json.loads(Path(session.end_profiling()).read_text("utf-8"))
+def profile(paths: dict[str, Path], tokens: int, runs: int) -> dict[str, list[Node]]:
+    """Runs models by turns under ONNX Runtime's profiler; a node's time is its least.
+
+    Two at a time: the first, and each of the others beside it.
+    """
+    first, *others = paths
+    found = {}
+    for other in others:
+        with tempfile.TemporaryDirectory() as folder:
+            sessions = {n: open_model(paths[n], f"{folder}/{n}") for n in (first, other)}
+            feeds = random_inputs(sessions[first], sequence=tokens)
+            for _ in range(runs):
+                for session in sessions.values():
+                    session.run(None, feeds)
+            for name, session in sessions.items():
+                found[f"{name} beside {other}" if name == first else name] = _nodes(
+                    json.loads(Path(session.end_profiling()).read_text("utf-8"))
+                )
+    return found
+
+
+def _nodes(events: list[dict[str, Any]]) -> list[Node]:
     times: dict[str, list[int]] = {}
     kinds = {}
     for event in events:
         if event["cat"] == "Node" and event["name"].endswith("_kernel_time"):
             times.setdefault(event["name"], []).append(event["dur"])
             kinds[event["name"]] = event["args"]["op_name"]
-    return [
-        Node(name.removesuffix("_kernel_time"), kinds[name], float(np.median(values)))
-        for name, values in times.items()
-    ]
+    return [Node(name, kinds[name], min(values)) for name, values in times.items()]
 
 
 def by_kind(nodes: list[Node]) -> dict[str, tuple[int, float]]:
@@ -124,7 +135,7 @@ def show(name: str, found: dict[str, Any], profiles: dict[str, list[Node]]) -> N
     )
     if not profiles:
         return
-    before, after = (by_kind(profiles[which]) for which in ("dense", name))
+    before, after = (by_kind(profiles[n]) for n in (f"dense beside {name}", name))
     rows = sorted(
         (after.get(op, (0, 0.0))[1] - before.get(op, (0, 0.0))[1], op)
         for op in before.keys() | after.keys()

@@ -31,6 +31,7 @@ Method = Literal[
 Selection = Literal["fisher", "error", "learned"]
 Tie = Literal["mlp", "heads"]
 FloatType = Literal["fp32", "fp16", "bf16"]
+CastType = Literal["fp16", "bf16"]
 BenchRuntime = Literal["ort-cpu", "ort-cuda", "ort-tensorrt", "ort-rtx"]
 LoweringChoice = Literal["auto", "dense", "whole", "columns", "reduction", "cover"]
 
@@ -49,6 +50,9 @@ class CompileRecipe:
         include: globs or `re:` patterns of mask names to take; empty takes all.
         ignore: globs or `re:` patterns of mask names to leave alone.
         check_digests: refuse a weight that is not the one its mask was made for.
+        dtype: cast an fp32 graph to this first, for engines that take their types from it;
+            softmax, norms and the angles of rotary embeddings stay fp32, inputs and outputs
+            keep their types. None keeps all types.
     """
 
     lowering: LoweringChoice = "auto"
@@ -58,6 +62,7 @@ class CompileRecipe:
     include: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
     check_digests: bool = True
+    dtype: CastType | None = None
 
     def __post_init__(self) -> None:
         _check_kinds(self)
@@ -208,7 +213,8 @@ class VerifyRecipe:
 
     Attributes:
         atol: largest absolute difference of any output element; None picks one from the
-            element type: 1e-2 for fp32, 0.5 for fp16 and bf16 (logits reach 20 to 40).
+            element type: 1e-2 for fp32, 0.5 for fp16 and bf16 (logits reach 20 to 40), and for
+            a model that was cast to one of them.
         rtol: largest relative Frobenius error; None picks 1e-4, or 2e-2 for fp16 and bf16.
         tokens: tokens of text for the perplexity; outputs are compared on the first window.
         window: tokens in a window.
