@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from patch_compile.api import learn_candidates as learn_candidates
     from patch_compile.api import learn_masks as learn_masks
     from patch_compile.api import learn_masks_for as learn_masks_for
+    from patch_compile.bench.measure import bench_models as bench_models
+    from patch_compile.bench.results import BenchResult as BenchResult
     from patch_compile.compiler import Compiled as Compiled
     from patch_compile.compiler import Planned as Planned
     from patch_compile.compiler import compile_model as compile_model
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from patch_compile.inspection import inspect_model as inspect_model
     from patch_compile.io.load_masks import load_masks as load_masks
     from patch_compile.io.masks_file import save_masks as save_masks
+    from patch_compile.recipe import BenchRecipe as BenchRecipe
     from patch_compile.recipe import BuildRecipe as BuildRecipe
     from patch_compile.recipe import CompileRecipe as CompileRecipe
     from patch_compile.recipe import ExportRecipe as ExportRecipe
@@ -34,6 +37,8 @@ if TYPE_CHECKING:
     from patch_compile.verification import verify as verify
 
 _HOMES = {
+    "BenchRecipe": "recipe",
+    "BenchResult": "bench.results",
     "BuildRecipe": "recipe",
     "CompileRecipe": "recipe",
     "Compiled": "compiler",
@@ -43,6 +48,7 @@ _HOMES = {
     "Planned": "compiler",
     "PatchCompileError": "errors",
     "VerifyRecipe": "recipe",
+    "bench_models": "bench.measure",
     "build_engine": "api",
     "compile_model": "compiler",
     "EvalRecipe": "evaluation.settings",

@@ -23,6 +23,7 @@ from patch_compile.names import chosen
 from patch_compile.passes.binding import Binding, bind, in_features, slice_digest
 from patch_compile.passes.lowering import Job, Jobs
 from patch_compile.passes.pipeline import inline, lower, node_names, value_names
+from patch_compile.passes.precision import cast_model
 from patch_compile.passes.sites import COMPILED_ALREADY, STAMP, Refusal, Site, find_sites
 from patch_compile.recipe import CompileRecipe
 from patch_compile.report import Report
@@ -214,6 +215,9 @@ def _planned(
 ) -> tuple[Compiled, Jobs]:
     graph = model if isinstance(model, ir.Model) else load_model(Path(model))
     _check_opset(graph)
+    if recipe.dtype is not None:
+        inline(graph)
+        graph = cast_model(graph, recipe.dtype)
     bindings, left_alone, known = bind_masks(graph, masks, recipe)
     stamp = _stamp(known, recipe)
     _check_stamp(graph, stamp, left_alone)

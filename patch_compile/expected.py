@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from patch_compile.passes.binding import Binding
     from patch_compile.runtimes.reference import MaskedTensor
 
-__all__ = ["masked_tensors", "read_beside"]
+__all__ = ["masked_tensors", "read_beside", "recipe_beside"]
 
 _Read = TypeVar("_Read")
 
@@ -47,7 +47,7 @@ def masked_tensors(
         MaskError: if the masks do not belong to the model.
     """
     reference = require("patch_compile.runtimes.reference", "cpu")
-    recipe = _recipe_of(compiled)
+    recipe = recipe_beside(compiled)
     bindings, left_alone, taken = bind_masks(load_model(model), masks, recipe)
     plans = _plans_beside(compiled) if recipe.restore else {}
     tensors = [
@@ -82,8 +82,12 @@ def _fill(
             kept[top:bottom, left:right] = True
 
 
-def _recipe_of(compiled: Path) -> CompileRecipe:
-    """The recipe a model was compiled with, from the report beside it."""
+def recipe_beside(compiled: Path) -> CompileRecipe:
+    """Returns the recipe a model was compiled with, from the report beside it.
+
+    Raises:
+        ModelError: if there is no such report, or it is damaged.
+    """
     return read_beside(compiled, "report.json", _recipe_from_report)
 
 

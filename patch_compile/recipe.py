@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from patch_compile.errors import RecipeError
 
 __all__ = [
+    "BenchRecipe",
     "BuildRecipe",
     "CompileRecipe",
     "ExportRecipe",
@@ -34,6 +35,8 @@ Tie = Literal["mlp", "heads"]
 FloatType = Literal["fp32", "fp16", "bf16"]
 Precision = Literal["fp16", "bf16", "int8", "fp8"]
 Hardware = Literal["same", "ampere-plus", "same-capability"]
+CastType = Literal["fp16", "bf16"]
+BenchRuntime = Literal["ort-cpu", "ort-cuda", "ort-tensorrt", "ort-rtx"]
 LoweringChoice = Literal["auto", "dense", "whole", "columns", "reduction", "cover"]
 
 
@@ -51,6 +54,9 @@ class CompileRecipe:
         include: globs or `re:` patterns of mask names to take; empty takes all.
         ignore: globs or `re:` patterns of mask names to leave alone.
         check_digests: refuse a weight that is not the one its mask was made for.
+        dtype: cast an fp32 graph to this first, for engines that take their types from it;
+            softmax, norms and the angles of rotary embeddings stay fp32, inputs and outputs
+            keep their types. None keeps all types.
     """
 
     lowering: LoweringChoice = "auto"
@@ -60,6 +66,7 @@ class CompileRecipe:
     include: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
     check_digests: bool = True
+    dtype: CastType | None = None
 
     def __post_init__(self) -> None:
         _check_kinds(self)
@@ -261,7 +268,8 @@ class VerifyRecipe:
 
     Attributes:
         atol: largest absolute difference of any output element; None picks one from the
-            element type: 1e-2 for fp32, 0.5 for fp16 and bf16 (logits reach 20 to 40).
+            element type: 1e-2 for fp32, 0.5 for fp16 and bf16 (logits reach 20 to 40), and for
+            a model that was cast to one of them.
         rtol: largest relative Frobenius error; None picks 1e-4, or 2e-2 for fp16 and bf16.
         tokens: tokens of text for the perplexity; outputs are compared on the first window.
         window: tokens in a window.
@@ -334,6 +342,53 @@ class BuildRecipe:
                 raise RecipeError(
                     f"{name} | is {profile}; expected least <= best <= most, all from 1"
                 )
+
+
+@dataclass(frozen=True)
+class BenchRecipe:
+    """How latencies are measured.
+
+    Attributes:
+        runtime: what runs the models: ONNX Runtime on its `ort-cpu`, `ort-cuda`,
+            `ort-tensorrt` or `ort-rtx` provider.
+        tokens: of a sequence; several, as in `1,128`, are measured one after the other.
+        batch: sequences at a time.
+        rounds: in each of them every model is timed once, in an order drawn anew.
+        warmup: runs of every model before the first round.
+        runs: of a model in a round; their median is the round's sample.
+        confidence: of the intervals, 0.5 to 0.999.
+        threads: of a runtime on the CPU; 0 leaves the number to it.
+        sparse: allow sparse kernels where the runtime asks (a permission, not an order).
+        seed: of inputs, orders and resampling.
+        timeout: seconds that one model may take to open, or to run once more.
+    """
+
+    runtime: BenchRuntime = "ort-cpu"
+    tokens: tuple[int, ...] = (128,)
+    batch: int = 1
+    rounds: int = 30
+    warmup: int = 3
+    runs: int = 1
+    confidence: float = 0.95
+    threads: int = 0
+    sparse: bool = True
+    seed: int = 0
+    timeout: float = 1800.0
+
+    def __post_init__(self) -> None:
+        _check_kinds(self)
+        if not self.tokens:
+            raise RecipeError("tokens | is empty; expected numbers from 1, as in 1,128")
+        for tokens in self.tokens:
+            _within("tokens", tokens, 1, 1_000_000)
+        for name in ("batch", "runs"):
+            _within(name, getattr(self, name), 1, 1_000_000)
+        # An interval of fewer samples says nothing.
+        _within("rounds", self.rounds, 5, 1_000_000)
+        for name in ("warmup", "threads"):
+            _within(name, getattr(self, name), 0, 1_000_000)
+        _within("confidence", self.confidence, 0.5, 0.999)
+        _within("timeout", self.timeout, 1e-3, 1e9)
 
 
 def _check_kinds(recipe: Any) -> None:

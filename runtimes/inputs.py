@@ -4,7 +4,7 @@ B: batch. T: tokens of the sequence. Caches (`past_*`) start empty, so the mask 
 sequence is (B, T) too.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from patch_compile.errors import ModelError
 from patch_compile.runtimes.onnxruntime import Argument, Session
 
-__all__ = ["random_inputs", "token_inputs"]
+__all__ = ["Shape", "input_shapes", "random_inputs", "token_inputs"]
 
 _DTYPES: dict[str, type[np.generic]] = {
     "tensor(float16)": np.float16,
@@ -49,11 +49,17 @@ def random_inputs(
         ModelError: if an input is no tensor of a type that numpy has.
     """
     rng = np.random.default_rng(seed)
+    arguments = session.get_inputs()
+    shapes = input_shapes(arguments, batch=batch, sequence=sequence)
+    return {a.name: _filled(a, shapes[a.name], rng) for a in arguments}
+
+
+def input_shapes(
+    arguments: Sequence[Argument], *, batch: int, sequence: int
+) -> dict[str, Shape]:
+    """Returns a shape for every input, by name; see `random_inputs`."""
     sizes: dict[str, int] = {}
-    return {
-        argument.name: _filled(argument, _shape(argument, batch, sequence, sizes), rng)
-        for argument in session.get_inputs()
-    }
+    return {a.name: _shape(a, batch, sequence, sizes) for a in arguments}
 
 
 def token_inputs(session: Session, tokens: NDArray[np.int64]) -> dict[str, NDArray[Any]]:

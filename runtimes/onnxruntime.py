@@ -5,7 +5,10 @@ provider is read back from the session.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,7 +20,10 @@ from patch_compile.errors import ModelError, RuntimeUnavailable
 __all__ = [
     "CPU",
     "Argument",
+    "Provider",
     "Session",
+    "assigned_nodes",
+    "explained",
     "open_session",
     "run_session",
     "session_options",
@@ -30,6 +36,18 @@ _STATE = "onnxruntime.capi.onnxruntime_pybind11_state"
 _PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : ([A-Z_]+) : ")
 # Fatal only: every failure also arrives as an exception.
 _QUIET = 4
+# Releases from 1.24 on tell which provider takes which node; older ones skip the entry.
+_RECORD_NODES = "session.record_ep_graph_assignment_info"
+# Providers that come as a library of their own, and the package that carries it.
+_PLUGINS = {"NvTensorRTRTXExecutionProvider": "onnxruntime_ep_nv_tensorrt_rtx"}
+
+
+@dataclass(frozen=True)
+class Provider:
+    """A provider as ONNX Runtime takes it: its name and its options."""
+
+    name: str
+    options: Mapping[str, str] = field(default_factory=dict)
 
 
 class Argument(Protocol):
@@ -74,7 +92,7 @@ class Session(Protocol):
 
 
 def open_session(
-    path: Path, *, optimise: bool = True, providers: Sequence[str] = CPU
+    path: Path, *, optimise: bool = True, providers: Sequence[str | Provider] = CPU
 ) -> Session:
     """Opens a model file on the providers asked for, and on no others.
 
@@ -100,6 +118,7 @@ def session_options(optimise: bool) -> Any:
     levels = runtime.GraphOptimizationLevel
     options = runtime.SessionOptions()
     options.log_severity_level = _QUIET
+    options.add_session_config_entry(_RECORD_NODES, "1")
     options.graph_optimization_level = (
         levels.ORT_ENABLE_ALL if optimise else levels.ORT_DISABLE_ALL
     )
@@ -107,7 +126,10 @@ def session_options(optimise: bool) -> Any:
 
 
 def start_session(
-    subject: str, source: str | bytes, options: Any, providers: Sequence[str] = CPU
+    subject: str,
+    source: str | bytes,
+    options: Any,
+    providers: Sequence[str | Provider] = CPU,
 ) -> Session:
     """Starts a session and checks which providers it really uses.
 
@@ -122,13 +144,58 @@ def start_session(
         RuntimeUnavailable: see `open_session`.
     """
     runtime = require("onnxruntime", "cpu")
-    _check_listed(providers, runtime.get_available_providers())
+    wanted = [p if isinstance(p, Provider) else Provider(p) for p in providers]
+    names = [provider.name for provider in wanted]
+    listed = runtime.get_available_providers()
+    plugins = [p for p in wanted if p.name in _PLUGINS and p.name not in listed]
+    _check_listed([n for n in names if n not in _PLUGINS], listed)
+    chosen: Any = [(provider.name, dict(provider.options)) for provider in wanted]
+    for plugin in plugins:
+        options.add_provider_for_devices(_devices(runtime, plugin.name), dict(plugin.options))
+        # Devices and names exclude each other; the CPU is always there.
+        chosen = None
     try:
-        session: Session = runtime.InferenceSession(source, options, providers=list(providers))
+        # Its own fallback prints to stdout and starts on another provider.
+        session: Session = runtime.InferenceSession(
+            source, options, providers=chosen, enable_fallback=0
+        )
     except _failures() as error:
+        _check_loaded(names, error)
         raise ModelError(f"{subject} | {_reason(error)}") from error
-    _check_used(providers, session.get_providers())
+    _check_used(names, session.get_providers())
     return session
+
+
+def _devices(runtime: Any, name: str) -> list[Any]:
+    """Loads the library of a provider and returns the first GPU it finds."""
+    package = require(_PLUGINS[name], "ort-rtx")
+    try:
+        if name not in {device.ep_name for device in runtime.get_ep_devices()}:
+            runtime.register_execution_provider_library(name, package.get_library_path())
+        found = [device for device in runtime.get_ep_devices() if device.ep_name == name]
+    except (AttributeError, *_failures()) as error:
+        raise RuntimeUnavailable(
+            f"onnxruntime | could not load {name}: {_one_line(error)}; install the driver and "
+            "libraries it needs, and onnxruntime 1.23 or later"
+        ) from error
+    if not found:
+        raise RuntimeUnavailable(f"onnxruntime | {name} finds no GPU that it can use")
+    return found[:1]
+
+
+def assigned_nodes(session: Session) -> dict[str, int] | None:
+    """Counts the nodes that each provider took; None where the release cannot tell.
+
+    Args:
+        session: made by `start_session` with options of `session_options`.
+    """
+    tell = getattr(session, "get_provider_graph_assignment_info", None)
+    if tell is None:
+        return None
+    counts: Counter[str] = Counter()
+    for part in tell():
+        counts[part.ep_name] += len(part.get_nodes())
+    return dict(sorted(counts.items()))
 
 
 def _check_listed(providers: Sequence[str], available: Sequence[str]) -> None:
@@ -138,6 +205,18 @@ def _check_listed(providers: Sequence[str], available: Sequence[str]) -> None:
             f"onnxruntime | has no {', '.join(missing)}; expected one of "
             f"{', '.join(available)}; install the onnxruntime build that has it"
         )
+
+
+def _check_loaded(providers: Sequence[str], error: Exception) -> None:
+    """Tells a provider that cannot start from a model that it cannot run.
+
+    ONNX Runtime raises its own kinds for models; a library that is missing comes as a plain
+    RuntimeError.
+    """
+    if type(error) is RuntimeError and providers[0] not in CPU:
+        raise RuntimeUnavailable(
+            f"onnxruntime | could not start {providers[0]}: {_one_line(error)}"
+        ) from error
 
 
 def _check_used(providers: Sequence[str], used: Sequence[str]) -> None:
@@ -164,11 +243,22 @@ def run_session(
             that numpy lacks (bfloat16).
     """
     names = [output.name for output in session.get_outputs()]
-    try:
+    with explained(subject):
         values = session.run(names, feeds)
+    return dict(zip(names, values, strict=True))
+
+
+@contextmanager
+def explained(subject: str) -> Iterator[None]:
+    """Turns what ONNX Runtime raises in the body into one line.
+
+    Raises:
+        ModelError: in place of ONNX Runtime's own exceptions.
+    """
+    try:
+        yield
     except _failures() as error:
         raise ModelError(f"{subject} | {_reason(error)}") from error
-    return dict(zip(names, values, strict=True))
 
 
 def _failures() -> tuple[type[Exception], ...]:
@@ -190,10 +280,14 @@ def _failures() -> tuple[type[Exception], ...]:
 
 def _reason(error: Exception) -> str:
     """Puts an exception on one line and adds what to do where we know it."""
-    text = " ".join(str(error).split())
+    text = _one_line(error)
     match = _PREFIX.match(text)
     kind = match.group(1) if match is not None else ""
     return f"cannot run on onnxruntime: {_PREFIX.sub('', text)}{_advice(kind, text)}"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _advice(kind: str, text: str) -> str:

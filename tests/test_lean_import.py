@@ -10,7 +10,10 @@ import pytest
 from patch_compile.io.masks_file import save_masks
 from tests.support import Linear, linear_model, masks_of, random_mask, random_weight
 
-HEAVY = ("torch", "transformers", "onnxruntime", "tensorrt", "tensorrt_rtx", "tokenizers")
+HEAVY = (
+    *("torch", "transformers", "onnxruntime", "tensorrt", "tensorrt_rtx", "tokenizers"),
+    "matplotlib",
+)
 
 # Its modules define classes of torch; `require` loads them.
 NEEDS_TORCH = "patch_compile.learn.training."
@@ -101,6 +104,7 @@ def test_the_main_job_needs_no_extra(model: Path) -> None:
     ("verb", "package", "extra"),
     [
         ("verify", "onnxruntime", "cpu"),
+        ("bench", "onnxruntime", "cpu"),
         ("learn", "torch", "learn"),
         ("export", "torch", "learn"),
         ("build", "tensorrt_rtx", "rtx"),
@@ -109,7 +113,8 @@ def test_the_main_job_needs_no_extra(model: Path) -> None:
 def test_a_missing_extra_is_named_in_one_line(
     model: Path, verb: str, package: str, extra: str
 ) -> None:
-    more = [model, "--tiles", model.parent / "masks.json"] if verb == "verify" else []
+    more: list[str | Path] = [model] if verb in ("verify", "bench") else []
+    more += ["--tiles", model.parent / "masks.json"] if verb == "verify" else []
     before = sorted(model.parent.iterdir())
     done = _python(BLOCK + COMMAND_LINE, verb, model, *more)
     assert (done.returncode, done.stdout) == (1, "")

@@ -14,6 +14,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = (
     "patch_compile",
+    "patch_compile/bench",
     "patch_compile/cli",
     "patch_compile/evaluation",
     "patch_compile/io",

@@ -13,6 +13,7 @@ from cyclopts.config import Dict
 from patch_compile.errors import RecipeError
 from patch_compile.evaluation.settings import EvalRecipe
 from patch_compile.recipe import (
+    BenchRecipe,
     BuildRecipe,
     CompileRecipe,
     ExportRecipe,
@@ -27,7 +28,15 @@ else:
 
 __all__ = ["config_reader", "config_text", "split_lists"]
 
-_RECIPES = (BuildRecipe, CompileRecipe, EvalRecipe, ExportRecipe, LearnRecipe, VerifyRecipe)
+_RECIPES = (
+    BenchRecipe,
+    BuildRecipe,
+    CompileRecipe,
+    EvalRecipe,
+    ExportRecipe,
+    LearnRecipe,
+    VerifyRecipe,
+)
 
 _LOADERS: dict[str, Callable[[str], Any]] = {
     ".json": json.loads,

@@ -13,14 +13,21 @@ from patch_compile.report import Report, WeightReport
 if TYPE_CHECKING:
     from patch_compile.verification import Verification
 
-__all__ = ["inspection_table", "report_table", "tile_map", "totals", "verification_table"]
+__all__ = [
+    "inspection_table",
+    "plain_table",
+    "report_table",
+    "tile_map",
+    "totals",
+    "verification_table",
+]
 
 # Longer reports show the beginning; report.json holds every weight.
 _ROWS = 40
 _REASONS = 6
 
 
-def _table(title: str, *columns: str, right: int) -> Table:
+def plain_table(title: str, *columns: str, right: int) -> Table:
     """A plain table whose last `right` columns hold numbers."""
     table = Table(title=title, box=None, title_justify="left", pad_edge=False)
     for index, column in enumerate(columns):
@@ -31,7 +38,7 @@ def _table(title: str, *columns: str, right: int) -> Table:
 
 def report_table(report: Report) -> Table:
     """One row a weight: its mask, the form it took and what that keeps."""
-    table = _table(
+    table = plain_table(
         "Weights",
         *("weight", "lowering", "tiles"),
         *("N x K", "sparsity", "2:4 tiles", "pieces", "MACs kept"),
@@ -87,7 +94,7 @@ def _counted(reasons: Sequence[str]) -> list[tuple[str, int]]:
 
 def inspection_table(inspection: Inspection) -> Table:
     """One row a weight: zeros, eligibility, share of 2:4 tiles."""
-    table = _table(
+    table = plain_table(
         "Weights", "weight", "type", "2:4 whole", "N x K", "zeros", "2:4 tiles", right=3
     )
     for weight in inspection.weights:
@@ -114,7 +121,7 @@ def tile_map(weight: WeightInspection) -> str:
 
 def verification_table(found: "Verification") -> Table:
     """One row an output: how far compiled is from masked, and what was allowed."""
-    table = _table(
+    table = plain_table(
         "compiled against masked",
         *("output", "type", "verdict"),
         *("max abs", "allowed", "rel. Frobenius", "allowed", "argmax equal"),

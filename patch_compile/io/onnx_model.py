@@ -19,8 +19,17 @@ from numpy.typing import NDArray
 from onnx_ir.serde import SerdeError
 
 from patch_compile.errors import ModelError
+from patch_compile.tiles.inspect import Rows
 
-__all__ = ["FLOAT_BITS", "load_model", "open_bits", "open_rows", "save_model"]
+__all__ = [
+    "FLOAT_BITS",
+    "DerivedTensor",
+    "FileRows",
+    "load_model",
+    "open_bits",
+    "open_rows",
+    "save_model",
+]
 
 Progress = Callable[[int, int, str], None]
 
@@ -106,8 +115,11 @@ def _root(error: BaseException) -> BaseException:
 def _external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
     for graph in model.graphs():
         for value in graph.initializers.values():
-            if isinstance(value.const_value, ir.ExternalTensor):
-                yield value.const_value
+            tensor = value.const_value
+            if isinstance(tensor, DerivedTensor):
+                tensor = tensor.source
+            if isinstance(tensor, ir.ExternalTensor):
+                yield tensor
     bodies: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
     for body in bodies:
         for node in ir.traversal.RecursiveGraphIterator(body):
@@ -221,8 +233,24 @@ class FileRows:
         return array.reshape(stop - start, width)
 
 
-def open_rows(tensor: ir.TensorProtocol) -> FileRows | NDArray[Any]:
+class DerivedTensor(ir.LazyTensor):
+    """A tensor that is made from a stored one, in blocks, each time it is read.
+
+    Attributes:
+        source: the stored one.
+    """
+
+    source: ir.TensorProtocol
+
+    def rows(self) -> Rows:
+        """Returns its rows, (first axis, all others), as unsigned integers."""
+        raise NotImplementedError
+
+
+def open_rows(tensor: ir.TensorProtocol) -> Rows:
     """Returns a 2-D float tensor's rows as unsigned integers, in its stored shape."""
+    if isinstance(tensor, DerivedTensor):
+        return tensor.rows()
     if not isinstance(tensor, ir.ExternalTensor):
         return open_bits(tensor)
     first, second = (int(d) for d in tensor.shape.numpy())

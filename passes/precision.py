@@ -1,0 +1,261 @@
+"""Casts a float32 graph to float16 or bfloat16, for networks whose types are the graph's own.
+
+ONNX Runtime's converter places the casts. It holds weights in memory and knows float16 alone,
+so large weights are hidden from it as graph inputs and come back as lazy casts, and for
+bfloat16 its types are renamed afterwards.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx import TensorProto, defs, numpy_helper
+from onnx_ir.passes.common import (
+    LiftConstantsToInitializersPass,
+    NameFixPass,
+    RemoveUnusedNodesPass,
+)
+
+from patch_compile._require import require
+from patch_compile.errors import ModelError
+from patch_compile.io.cast_tensor import CastTensor
+from patch_compile.recipe import CastType
+
+__all__ = ["KEPT", "TYPES", "cast_model"]
+
+TYPES: dict[CastType, ir.DataType] = {
+    "fp16": ir.DataType.FLOAT16,
+    "bf16": ir.DataType.BFLOAT16,
+}
+
+# Sums of many terms, and functions that amplify rounding, stay float32, as transformers keeps
+# softmax and norms (`LlamaRMSNorm` and `eager_attention_forward` upcast), and as NVIDIA
+# advises for strongly typed networks.
+KEPT = frozenset(
+    {
+        *("Softmax", "LogSoftmax", "Exp", "Log", "Pow", "Sqrt", "Reciprocal"),
+        *("ReduceMean", "ReduceSum", "ReduceSumSquare", "ReduceL2", "ReduceLogSumExp"),
+        *("LayerNormalization", "RMSNormalization", "GroupNormalization"),
+        *("InstanceNormalization", "SimplifiedLayerNormalization"),
+        *("SkipLayerNormalization", "SkipSimplifiedLayerNormalization"),
+        *("Sin", "Cos"),
+    }
+)
+# Angles of rotary embeddings grow with the position: float16 has no integers beyond 2048.
+_ANGLES = ("Sin", "Cos")
+# Larger weights are cast as they are written.
+_LARGE = 2**16
+
+
+def cast_model(model: ir.Model, dtype: CastType) -> ir.Model:
+    """Returns the model with its floats cast; inputs and outputs keep their types.
+
+    Args:
+        model: float32; Constant nodes become initializers, functions must be inlined.
+        dtype: of weights and of what lies between them.
+
+    Raises:
+        ModelError: if the model has no float32 weights, or some floats of another type.
+        RuntimeUnavailable: if onnxruntime, whose converter this is, is missing.
+    """
+    converter = require("onnxruntime.transformers.float16", "cpu")
+    LiftConstantsToInitializersPass(lift_all_constants=True)(model)
+    _check_types(model, dtype)
+    # The converter knows nodes by their names.
+    NameFixPass()(model)
+    originals = {name: value.const_value for name, value in model.graph.initializers.items()}
+    outside = [v.name or "" for v in (*model.graph.inputs, *model.graph.outputs)]
+    hidden = _hide_large(model)
+    _load_small(model)
+    low = TYPES[dtype]
+    proto = converter.convert_float_to_float16(
+        _described(model),
+        keep_io_types=outside,
+        op_block_list=[*converter.DEFAULT_OP_BLOCK_LIST, *KEPT, *_without(model, low)],
+        node_block_list=_kept_nodes(model),
+    )
+    if dtype == "bf16":
+        _rename_types(proto)
+    cast = ir.from_proto(proto)
+    _restore(cast, originals, hidden, low)
+    cast.graph.sort()
+    _drop_round_trips(cast, low)
+    return cast
+
+
+def _described(model: ir.Model) -> onnx.ModelProto:
+    """The graph as the converter reads it: it would cast what is told of weights twice."""
+    proto: onnx.ModelProto = ir.to_proto(model)
+    told = [v for v in proto.graph.value_info if v.name not in model.graph.initializers]
+    del proto.graph.value_info[:]
+    proto.graph.value_info.extend(told)
+    return proto
+
+
+def _check_types(model: ir.Model, dtype: CastType) -> None:
+    kinds = {
+        value.const_value.dtype
+        for value in model.graph.initializers.values()
+        if value.const_value is not None and value.const_value.dtype.is_floating_point()
+    }
+    others = sorted(kind.name for kind in kinds - {ir.DataType.FLOAT, ir.DataType.DOUBLE})
+    if others or ir.DataType.FLOAT not in kinds:
+        raise ModelError(
+            f"dtype | is {dtype}, but the model's weights are "
+            f"{', '.join(others) or 'no floats'}; expected FLOAT alone; export it as fp32, or "
+            "leave --dtype out"
+        )
+
+
+def _hide_large(model: ir.Model) -> list[str]:
+    """Turns large float32 initializers into inputs; returns their names."""
+    names = [
+        name
+        for name, value in model.graph.initializers.items()
+        if value.const_value is not None
+        and value.const_value.dtype == ir.DataType.FLOAT
+        and value.const_value.nbytes >= _LARGE
+        and not value.is_graph_input()
+    ]
+    for name in names:
+        value = model.graph.initializers.pop(name)
+        tensor = value.const_value
+        assert tensor is not None
+        value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy())
+        model.graph.inputs.append(value)
+    return names
+
+
+def _load_small(model: ir.Model) -> None:
+    """Takes what is left of the weights into memory, where the converter reads them."""
+    for value in model.graph.initializers.values():
+        if isinstance(value.const_value, ir.ExternalTensor):
+            value.const_value = ir.tensor(value.const_value.numpy().copy(), name=value.name)
+
+
+def _without(model: ir.Model, low: ir.DataType) -> set[str]:
+    """Operators that take float32 but, at the model's opset, not the smaller type."""
+    kind = f"tensor({low.name.lower()})"
+    found = set()
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        version = model.opset_imports.get(node.domain)
+        if version is None or not defs.has(node.op_type, version, node.domain):
+            continue
+        schema = defs.get_schema(node.op_type, version, node.domain)
+        allowed = [set(limit.allowed_type_strs) for limit in schema.type_constraints]
+        if any("tensor(float)" in types and kind not in types for types in allowed):
+            found.add(node.op_type)
+    return found
+
+
+def _kept_nodes(model: ir.Model) -> list[str]:
+    """Names of the nodes that stay float32 for where they stand, not for what they are.
+
+    What Sin and Cos are computed from, and what lies between two nodes that stay: the square
+    of a norm overflows float16 where the norm itself does not.
+    """
+    kept = {node for node in model.graph if node.op_type in KEPT}
+    waiting = [node for node in kept if node.op_type in _ANGLES]
+    while waiting:
+        before = set(_producers(waiting.pop())) - kept
+        kept |= before
+        waiting += before
+    for node in model.graph:
+        makers, takers = set(_producers(node)), set(_consumers(node))
+        if makers and takers and makers | takers <= kept:
+            kept.add(node)
+    return sorted(node.name for node in kept if node.name)
+
+
+def _producers(node: ir.Node) -> Iterator[ir.Node]:
+    for value in node.inputs:
+        producer = None if value is None else value.producer()
+        if producer is not None and value is not None and value.dtype == ir.DataType.FLOAT:
+            yield producer
+
+
+def _consumers(node: ir.Node) -> Iterator[ir.Node]:
+    for value in node.outputs:
+        if value.is_graph_output():
+            # The caller is no node that stays.
+            yield node
+        yield from value.consumers()
+
+
+def _drop_round_trips(model: ir.Model, low: ir.DataType) -> None:
+    """`Cast(Cast(x, low), FLOAT)` -> `x` for x in float32: nothing is rounded for nothing."""
+    for node in model.graph:
+        inner = _cast_to(node, ir.DataType.FLOAT)
+        outer = None if inner is None else _cast_to(inner.producer(), low)
+        if outer is not None and outer.dtype == ir.DataType.FLOAT:
+            node.outputs[0].replace_all_uses_with(outer)
+    RemoveUnusedNodesPass()(model)
+
+
+def _cast_to(node: ir.Node | None, dtype: ir.DataType) -> ir.Value | None:
+    """What a node casts to `dtype`; None if it does not, or makes an output of the graph."""
+    if node is None or node.op_type != "Cast" or node.outputs[0].is_graph_output():
+        return None
+    return node.inputs[0] if node.attributes["to"].as_int() == dtype else None
+
+
+def _rename_types(proto: onnx.ModelProto) -> None:
+    """Makes every FLOAT16 of a converted graph BFLOAT16; small tensors are restored later."""
+    graphs = [proto.graph]
+    while graphs:
+        graph = graphs.pop()
+        for value in (*graph.input, *graph.output, *graph.value_info):
+            if value.type.tensor_type.elem_type == TensorProto.FLOAT16:
+                value.type.tensor_type.elem_type = TensorProto.BFLOAT16
+        for tensor in graph.initializer:
+            _rename_tensor(tensor)
+        for node in graph.node:
+            for attribute in node.attribute:
+                _rename_attribute(attribute)
+                graphs += [attribute.g] if attribute.HasField("g") else list(attribute.graphs)
+
+
+def _rename_attribute(attribute: onnx.AttributeProto) -> None:
+    if attribute.name in ("to", "dtype") and attribute.i == TensorProto.FLOAT16:
+        attribute.i = TensorProto.BFLOAT16
+    if attribute.HasField("t"):
+        _rename_tensor(attribute.t)
+
+
+def _rename_tensor(tensor: onnx.TensorProto) -> None:
+    if tensor.data_type != TensorProto.FLOAT16:
+        return
+    values = numpy_helper.to_array(tensor).astype(ir.DataType.BFLOAT16.numpy())
+    tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+
+
+def _restore(
+    model: ir.Model, originals: dict[str, Any], hidden: list[str], low: ir.DataType
+) -> None:
+    """Gives hidden weights back, and small ones the values of one rounding, not of two."""
+    inputs = {value.name: value for value in model.graph.inputs}
+    for name in hidden:
+        value = inputs[name]
+        value.const_value = CastTensor(originals[name], low)
+        model.graph.inputs.remove(value)
+        model.graph.initializers.add(value)
+    for name, value in model.graph.initializers.items():
+        small = value.const_value
+        if small is None or name in hidden or name not in originals:
+            continue
+        if small.dtype == low and originals[name].dtype == ir.DataType.FLOAT:
+            value.const_value = ir.tensor(_rounded(originals[name].numpy(), low), name=name)
+
+
+def _rounded(values: NDArray[Any], low: ir.DataType) -> NDArray[Any]:
+    """Rounds to the nearest; finite values stay finite, as fills of attention masks must."""
+    most = float(np.finfo(np.float16).max) if low == ir.DataType.FLOAT16 else None
+    finite = np.isfinite(values)
+    clipped = (
+        values if most is None else np.where(finite, np.clip(values, -most, most), values)
+    )
+    with np.errstate(over="ignore"):
+        return np.asarray(clipped.astype(low.numpy()))

@@ -1,0 +1,1 @@
+"""Latencies of models, measured side by side."""
