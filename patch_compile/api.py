@@ -3,18 +3,14 @@
 Optional packages load when a function needs them; see `_require`.
 """
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from patch_compile._require import require
-from patch_compile.compiler import COMPILED
-from patch_compile.expected import read_beside
-from patch_compile.io.atomic import write_text
+from patch_compile.papers import add_to_report
 from patch_compile.recipe import (
     BuildRecipe,
     ExportRecipe,
@@ -205,20 +201,12 @@ def build_engine(
     engines = require("patch_compile.runtimes.engines", "rtx")
     recipe = recipe or BuildRecipe(engine="tensorrt_rtx")
     result: EngineResult = engines.build_engine(Path(model), Path(engine), recipe, progress)
-    _note_engine(Path(model), result)
+    add_to_report(Path(model), lambda report: _with_engine(report, result))
     return result
 
 
-def _note_engine(model: Path, result: "EngineResult") -> None:
-    """Puts the engine into the report beside a compiled model, in place of its namesake."""
-    path = model.parent / "report.json"
-    if model.name != COMPILED or not path.exists():
-        return
-    write_text(path, read_beside(model, path.name, partial(_with_engine, result)))
-
-
-def _with_engine(result: "EngineResult", text: str) -> str:
-    report = json.loads(text)
+def _with_engine(report: dict[str, Any], result: "EngineResult") -> dict[str, Any]:
+    """Puts the engine into a report, in place of its namesake."""
     others = [e for e in report["engines"] if e["engine"] != result.path.name]
     entry = {
         "engine": result.path.name,
@@ -228,5 +216,5 @@ def _with_engine(result: "EngineResult", text: str) -> str:
         "eligible": report["totals"]["eligible"],
         "chosen": result.chosen,
     }
-    report["engines"] = sorted([*others, entry], key=lambda engine: str(engine["engine"]))
-    return json.dumps(report, indent=1) + "\n"
+    engines = sorted([*others, entry], key=lambda engine: str(engine["engine"]))
+    return {**report, "engines": engines}

@@ -14,6 +14,7 @@ from patch_compile.cli import verbs
 from patch_compile.cli.arguments import config_reader, config_text, split_lists
 from patch_compile.cli.console import say, set_up_logging
 from patch_compile.cli.eval_verb import eval_
+from patch_compile.cli.report_verb import report
 from patch_compile.errors import Mismatch, PatchCompileError, RecipeError
 from patch_compile.io.atomic import write_text
 
@@ -37,6 +38,7 @@ app.default(verbs.compile_)
 for verb in (verbs.learn, verbs.cut, verbs.export, verbs.plan, verbs.inspect, verbs.build):
     app.command(verb)
 app.command(verbs.verify)
+app.command(report)
 app.command(eval_, name="eval")
 app.command(verbs.demo)
 # `run` says that nothing is half-written.
