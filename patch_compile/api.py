@@ -5,6 +5,7 @@ Optional packages load when a function needs them; see `_require`.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -201,11 +202,13 @@ def build_engine(
     engines = require("patch_compile.runtimes.engines", "rtx")
     recipe = recipe or BuildRecipe(engine="tensorrt_rtx")
     result: EngineResult = engines.build_engine(Path(model), Path(engine), recipe, progress)
-    add_to_report(Path(model), lambda report: _with_engine(report, result))
+    add_to_report(Path(model), lambda report: _with_engine(report, recipe, result))
     return result
 
 
-def _with_engine(report: dict[str, Any], result: "EngineResult") -> dict[str, Any]:
+def _with_engine(
+    report: dict[str, Any], recipe: BuildRecipe, result: "EngineResult"
+) -> dict[str, Any]:
     """Puts the engine into a report, in place of its namesake."""
     others = [e for e in report["engines"] if e["engine"] != result.path.name]
     entry = {
@@ -215,6 +218,7 @@ def _with_engine(report: dict[str, Any], result: "EngineResult") -> dict[str, An
         "requested": result.requested_sparse,
         "eligible": report["totals"]["eligible"],
         "chosen": result.chosen,
+        "recipe": asdict(recipe),
     }
     engines = sorted([*others, entry], key=lambda engine: str(engine["engine"]))
     return {**report, "engines": engines}

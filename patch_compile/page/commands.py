@@ -38,10 +38,10 @@ def _learn(made_by: Facts, masks: str) -> Iterator[list[str]]:
 
 
 def _build(engine: Facts) -> list[str]:
-    recipe = {"sm": engine.get("sm", ()), "sparse": engine["requested"]}
-    backend = engine.get("backend", "tensorrt_rtx")
-    options = _options(BuildRecipe(sm=()), recipe)
-    return ["build", "out/compiled.onnx", "--engine", backend, *options, "-o", "out"]
+    # Reports of the first release kept no recipe, and had one backend.
+    known = {"engine": "tensorrt_rtx", "sm": engine["sm"], "sparse": engine["requested"]}
+    options = _options(BuildRecipe(), engine.get("recipe", known))
+    return ["build", "out/compiled.onnx", *options, "-o", "out"]
 
 
 def _verify(found: Facts | None, model: str, masks: str) -> list[str]:
