@@ -133,37 +133,44 @@ const MEANINGS = [
   "2:4, in a 2:4 piece",
 ];
 
+// Tiles finer than pixels are drawn one to a pixel and then shrunk, which blends them.
 function draw(canvas, map, colours) {
-  const [n, k] = [map.rows[map.rows.length - 1], map.columns[map.columns.length - 1]];
-  const [down, across] = [canvas.height / n, canvas.width / k];
+  const [rows, columns] = [map.rows.length - 1, map.columns.length - 1];
   const pen = canvas.getContext("2d");
-  for (let r = 0; r + 1 < map.rows.length; r++) {
-    const [top, bottom] = [map.rows[r] * down, map.rows[r + 1] * down];
-    for (let c = 0; c + 1 < map.columns.length; ) {
-      const kind = map.kind(r, c);
-      const left = map.columns[c] * across;
-      while (c + 1 < map.columns.length && map.kind(r, c) === kind) c++;
+  pen.clearRect(0, 0, canvas.width, canvas.height);
+  if (rows > canvas.height || columns > canvas.width) {
+    const sheet = new OffscreenCanvas(columns, rows);
+    paint(sheet.getContext("2d"), map, [...Array(rows + 1).keys()], [...Array(columns + 1).keys()], colours);
+    pen.imageSmoothingQuality = "high";
+    pen.drawImage(sheet, 0, 0, canvas.width, canvas.height);
+    return;
+  }
+  const [tops, lefts] = [pixels(map.rows, canvas.height), pixels(map.columns, canvas.width)];
+  paint(pen, map, tops, lefts, colours);
+  grid(pen, tops, lefts, colours[KINDS.length]);
+}
+
+function pixels(marks, size) {
+  return marks.map((mark) => Math.round((mark * size) / marks[marks.length - 1]));
+}
+
+function paint(pen, map, tops, lefts, colours) {
+  for (let r = 0; r + 1 < tops.length; r++) {
+    for (let c = 0; c + 1 < lefts.length; ) {
+      const [kind, left] = [map.kind(r, c), lefts[c]];
+      while (c + 1 < lefts.length && map.kind(r, c) === kind) c++;
       pen.fillStyle = colours[kind];
-      pen.fillRect(left, top, map.columns[c] * across - left, bottom - top);
+      pen.fillRect(left, tops[r], lefts[c] - left, tops[r + 1] - tops[r]);
     }
   }
-  grid(pen, map, down, across, colours[4]);
 }
 
 // Lines between tiles, where there is room for them.
-function grid(pen, map, down, across, colour) {
+function grid(pen, tops, lefts, colour) {
   pen.fillStyle = colour;
-  const fits = (marks, scale) => (marks[1] - marks[0]) * scale >= 6;
-  if (fits(map.rows, down)) {
-    for (const row of map.rows.slice(1, -1)) {
-      pen.fillRect(0, Math.round(row * down), pen.canvas.width, 1);
-    }
-  }
-  if (fits(map.columns, across)) {
-    for (const column of map.columns.slice(1, -1)) {
-      pen.fillRect(Math.round(column * across), 0, 1, pen.canvas.height);
-    }
-  }
+  const { width, height } = pen.canvas;
+  if (tops[1] >= 6) for (const top of tops.slice(1, -1)) pen.fillRect(0, top, width, 1);
+  if (lefts[1] >= 6) for (const left of lefts.slice(1, -1)) pen.fillRect(left, 0, 1, height);
 }
 
 function colours() {
