@@ -11,7 +11,14 @@ from patch_compile.compiler import plan_model
 from patch_compile.recipe import CompileRecipe
 from tests.support import Linear, linear_model, masks_of, random_mask, random_weight
 
-__all__ = ["HOSTILE", "llama_names", "report_text", "with_facts"]
+__all__ = [
+    "ENGINE",
+    "HOSTILE",
+    "VERIFICATION",
+    "llama_names",
+    "report_text",
+    "with_facts",
+]
 
 # A name that closes every context it may stand in.
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\"'&amp;{{7*7}}"
@@ -22,6 +29,37 @@ _KINDS = (
 )
 # Everything 2:4, bands, free tiles that only a cover lowers, and nothing at all.
 _TILES = ("weight", "band:8", "8x8", "band:16")
+
+# What `build` and `verify` add, with the worst that they can find.
+ENGINE: dict[str, Any] = {
+    "engine": "compiled.sm86.engine",
+    "sm": [86],
+    "version": "1.2.3",
+    "requested": True,
+    "eligible": 9,
+    "chosen": "unknown",
+}
+VERIFICATION: dict[str, Any] = {
+    "passed": False,
+    "outputs": [
+        {
+            "name": "logits",
+            "dtype": "float16",
+            "shape": [1, 2],
+            "max_abs": "nan",
+            "relative": 0.00123,
+            "argmax_agreement": None,
+            "atol": 0.5,
+            "rtol": 0.02,
+            "passed": False,
+        }
+    ],
+    "perplexity": {"dense": 12.0071, "masked": 19.0464, "compiled": "inf"},
+    "tokens": 2044,
+    "unapplied": {"x.weight": "why not"},
+    "data": "held-out.txt",
+    "recipe": {"tokens": 4096, "window": 512},
+}
 
 
 def llama_names(count: int) -> list[str]:

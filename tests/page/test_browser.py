@@ -8,7 +8,14 @@ import pytest
 
 from patch_compile.page.render import page_of
 from tests.page.browser import Page, chromium, open_page
-from tests.page.reports import HOSTILE, llama_names, report_text, with_facts
+from tests.page.reports import (
+    ENGINE,
+    HOSTILE,
+    VERIFICATION,
+    llama_names,
+    report_text,
+    with_facts,
+)
 
 pytestmark = pytest.mark.skipif(
     chromium() is None, reason="no Chromium on the PATH, as of `apt-get install chromium`"
@@ -77,7 +84,13 @@ def _settle(page: Page) -> None:
 def test_nothing_overflows_complains_or_is_fetched(
     show: Show, count: int, width: int, dark: bool
 ) -> None:
-    page = show(show.texts[count], width, dark=dark)
+    text = with_facts(show.texts[count], engines=[ENGINE] * 2, verification=VERIFICATION)
+    report = json.loads(text)
+    for weight in report["weights"][:3]:
+        weight["predicted"] = [
+            {"tokens": n, "before_us": 1e5, "after_us": 9e4} for n in (1, 64)
+        ]
+    page = show(json.dumps(report), width, dark=dark)
     page.run("document.querySelectorAll('.more').forEach((b, i) => i < 8 && b.click())")
     page.run("document.querySelectorAll('details').forEach(d => d.open = true)")
     _settle(page)

@@ -10,7 +10,14 @@ import pytest
 
 from patch_compile.errors import ModelError
 from patch_compile.page.render import page_of
-from tests.page.reports import HOSTILE, llama_names, report_text, with_facts
+from tests.page.reports import (
+    ENGINE,
+    HOSTILE,
+    VERIFICATION,
+    llama_names,
+    report_text,
+    with_facts,
+)
 from tests.support import said
 
 # Elements that have no end, by the HTML standard.
@@ -209,36 +216,7 @@ def test_the_script_gets_the_facts_of_the_report(text: str, page: str) -> None:
 
 
 def test_what_later_verbs_add_is_on_the_page(text: str) -> None:
-    engine = {
-        "engine": "compiled.sm86.engine",
-        "sm": [86],
-        "version": "1.2.3",
-        "requested": True,
-        "eligible": 9,
-        "chosen": "unknown",
-    }
-    verification = {
-        "passed": False,
-        "outputs": [
-            {
-                "name": "logits",
-                "dtype": "float16",
-                "shape": [1, 2],
-                "max_abs": "nan",
-                "relative": 0.00123,
-                "argmax_agreement": None,
-                "atol": 0.5,
-                "rtol": 0.02,
-                "passed": False,
-            }
-        ],
-        "perplexity": {"dense": 12.0071, "masked": 19.0464, "compiled": "inf"},
-        "tokens": 2044,
-        "unapplied": {"x.weight": "why not"},
-        "data": "held-out.txt",
-        "recipe": {"tokens": 4096, "window": 512},
-    }
-    page = page_of(with_facts(text, engines=[engine], verification=verification))
+    page = page_of(with_facts(text, engines=[ENGINE], verification=VERIFICATION))
     assert _row(page, "compiled.sm86.engine") == [
         "compiled.sm86.engine",
         "SM 86",
@@ -259,15 +237,8 @@ def test_what_later_verbs_add_is_on_the_page(text: str) -> None:
 def test_a_kernel_that_an_engine_named_is_counted_and_told_of_its_weight(text: str) -> None:
     weight = json.loads(text)["weights"][0]
     piece = {"verdict": "chosen", "tactic": "sm80_xmma_sparse_gemm", "reason": ""}
-    engine = {
-        "engine": "a.engine",
-        "sm": [],
-        "version": "10.3",
-        "requested": True,
-        "eligible": 9,
-        "chosen": 3,
-        "weights": [{"weight": "+".join(weight["masks"]), "pieces": [piece]}],
-    }
+    told = {"weight": "+".join(weight["masks"]), "pieces": [piece]}
+    engine = {**ENGINE, "engine": "a.engine", "chosen": 3, "weights": [told]}
     page = page_of(with_facts(text, engines=[engine]))
     assert _row(page, "chosen")[1:] == ["3", "from a build log or an engine inspector"]
     assert '"told":["a.engine: chosen, kernel sm80_xmma_sparse_gemm"]' in page
