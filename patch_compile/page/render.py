@@ -6,7 +6,7 @@ those two by their hashes and nothing else.
 
 import json
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from typing import Any
 
@@ -19,7 +19,7 @@ from patch_compile.page.commands import commands
 from patch_compile.page.kernels import verdicts
 from patch_compile.page.names import alike, breakable, label
 from patch_compile.page.summary import asked, figures, sentences, stages, target, title
-from patch_compile.page.times import predicted
+from patch_compile.page.times import Times, gains, predicted
 from patch_compile.page.work import by_kind, chart, reasons, work
 
 __all__ = ["page_of"]
@@ -52,9 +52,10 @@ def _render(report: Mapping[str, Any]) -> str:
     pages = _environment()
     style, script = (_source(pages, name) for name in ("report.css", "report.js"))
     weights = report["weights"]
+    times = predicted(weights)
     return pages.get_template("report.html").render(
         report=report,
-        facts=_facts(report),
+        facts=_facts(report, times),
         style=style,
         script=script,
         policy=_policy(style, script),
@@ -67,13 +68,14 @@ def _render(report: Mapping[str, Any]) -> str:
         kinds=by_kind(weights),
         chart=chart(weights),
         reasons=reasons(weights),
-        times=predicted(weights),
+        times=times,
+        gains=[gains(weight, times) for weight in weights],
         target=target(report),
         commands=commands(report),
     )
 
 
-def _facts(report: Mapping[str, Any]) -> dict[str, Any]:
+def _facts(report: Mapping[str, Any], times: Sequence[Times]) -> dict[str, Any]:
     """What the script on the page works with."""
     weights = [
         {
@@ -82,6 +84,7 @@ def _facts(report: Mapping[str, Any]) -> dict[str, Any]:
             "label": label(weight),
             "alike": alike(weight["reason"]),
             "told": told,
+            "gains": gains(weight, times),
         }
         for index, (weight, told) in enumerate(
             zip(report["weights"], verdicts(report), strict=True)

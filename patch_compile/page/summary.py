@@ -120,10 +120,20 @@ def figures(report: Facts) -> list[Figure]:
         Figure(
             "Multiply-adds kept", percent(totals["macs_kept"], 2), "a 2:4 piece counts half"
         ),
-        Figure("Pieces", count(totals["pieces"]), f"{dense:,} dense, {eligible:,} 2:4"),
+        Figure(
+            "Pieces",
+            count(totals["pieces"]),
+            f"{dense:,} dense, {eligible:,} 2:4{_joined(totals)}",
+        ),
         Figure("Predicted speed-up", " ".join(gains) or UNKNOWN, _tokens(report)),
         Figure("Sparse kernels", chosen(report), "chosen, as far as a GPU told"),
     ]
+
+
+def _joined(totals: Facts) -> str:
+    """Pieces of weights that are lowered together share products."""
+    products = totals.get("products", totals["pieces"])
+    return "" if products == totals["pieces"] else f"; {products:,} products"
 
 
 def _tokens(report: Facts) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from patch_compile.page.work import grouped
 
-__all__ = ["Time", "Times", "predicted"]
+__all__ = ["Time", "Times", "gains", "predicted"]
 
 Facts = Mapping[str, Any]
 
@@ -59,6 +59,12 @@ def predicted(weights: Sequence[Facts]) -> list[Times]:
     """Sums the predictions of a report's weights; none where it has none."""
     counts = sorted({entry["tokens"] for weight in weights for entry in _entries(weight)})
     return [_times(weights, tokens) for tokens in counts]
+
+
+def gains(weight: Facts, times: Sequence[Times]) -> list[float | None]:
+    """Returns a weight's speed-up for each number of tokens; None where it is unknown."""
+    found = [_at(weight, entry.tokens) for entry in times]
+    return [None if entry is None else _sum("", [entry]).gain for entry in found]
 
 
 def _entries(weight: Facts) -> Sequence[Facts]:

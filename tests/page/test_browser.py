@@ -121,6 +121,17 @@ def test_columns_sort_both_ways_and_back(show: Show) -> None:
     assert page.run("document.querySelectorAll('thead [aria-sort]').length") == 0
 
 
+def test_what_is_unknown_sorts_last_either_way(show: Show) -> None:
+    report = json.loads(show.texts[400])
+    names = [weight["weight"] for weight in report["weights"]]
+    for weight, after in zip(report["weights"][5:8], (50.0, 80.0, 120.0), strict=True):
+        weight["predicted"] = [{"tokens": 16, "before_us": 100.0, "after_us": after}]
+    page = show(json.dumps(report))
+    rest = names[:5] + names[8:]
+    assert _click_heading(page, "gain0") == [names[7], names[6], names[5], *rest]
+    assert _click_heading(page, "gain0") == [names[5], names[6], names[7], *rest]
+
+
 def test_names_sort_as_people_count(show: Show) -> None:
     names = _click_heading(show(show.texts[400]), "name")
     layers = [int(name.split(".")[2]) for name in names]

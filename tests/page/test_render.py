@@ -263,6 +263,26 @@ def test_predicted_times_add_up(text: str) -> None:
     assert f"{len(report['weights']) - 7} weights have no prediction" in words
     assert _row(page, "moves") == ["moves", "140.0 µs", "25.0%"]
     assert "No target GPU was given" not in words
+    first, last = (report["weights"][index]["weight"] for index in (0, -1))
+    assert _row(page, first)[8:] == ["1.25x", report["weights"][0]["reason"], ""]
+    assert _row(page, last)[8] == "unknown"
+
+
+def test_a_prediction_of_a_slower_model_says_so(text: str) -> None:
+    report = json.loads(text)
+    _predict(report, {"tokens": 16, "before_us": 80.0, "after_us": 100.0}, 99)
+    page = page_of(json.dumps(report))
+    assert _row(page, report["weights"][0]["weight"])[8] == "0.80x slower"
+    assert "Predicted for an unnamed target, not measured: 0.80x at 16 tokens" in page
+
+
+def test_weights_lowered_together_are_listed(text: str) -> None:
+    names = [weight["weight"] for weight in json.loads(text)["weights"][:3]]
+    group = {"lowering": "merge", "weights": names, "products": [{}, {}], "reason": "one X"}
+    totals = {**json.loads(text)["totals"], "products": 7}
+    words = _Reader(page_of(with_facts(text, groups=[group], totals=totals))).words()
+    assert f"1 · merge {', '.join(names)}: 2 products; one X" in words
+    assert "; 7 products" in words
 
 
 @pytest.mark.parametrize(

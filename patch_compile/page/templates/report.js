@@ -21,6 +21,8 @@ const keys = {
   kept: (weight) => weight.macs_kept / weight.macs,
   reason: (weight) => weight.reason,
 };
+// One column a number of tokens.
+facts.weights[0]?.gains.forEach((_, index) => (keys[`gain${index}`] = (weight) => weight.gains[index]));
 
 function compare(one, two) {
   // What is unknown comes last, in either direction.
@@ -239,6 +241,7 @@ function described(weight) {
     ["multiply-adds", `${weight.macs.toLocaleString("en")} before, ${weight.macs_kept.toLocaleString("en")} after (${percent(weight.macs_kept / weight.macs)})`],
     ["masks", weight.masks.join(", ") || "none"],
     ["initializer", weight.weight],
+    ["lowered with", weight.group ? `others, as ${weight.group}` : "no other weight"],
     ["type", weight.dtype],
     ["bound by", weight.bound_by],
     ["digest", weight.digest],
