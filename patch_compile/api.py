@@ -5,6 +5,7 @@ Optional packages load when a function needs them; see `_require`.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -232,7 +233,8 @@ def build_engine(
     result: EngineResult = engines.build_engine(Path(model), Path(engine), recipe, progress)
     if Path(model).name == COMPILED:
         joined = join_engine(model, result, dense)
-        note_engine(Path(model), result.path.name, result.sm, result.evidence, joined)
+        asked = asdict(recipe)
+        note_engine(Path(model), result.path.name, result.sm, result.evidence, joined, asked)
     return result
 
 

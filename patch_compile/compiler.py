@@ -20,6 +20,7 @@ from patch_compile.io.infer import infer_masks
 from patch_compile.io.load_masks import load_masks
 from patch_compile.io.onnx_model import external_files, load_model, save_model
 from patch_compile.names import chosen
+from patch_compile.page.render import page_of
 from patch_compile.passes.binding import Binding, bind, in_features, slice_digest
 from patch_compile.passes.lowering import Job, Jobs
 from patch_compile.passes.pipeline import inline, lower, node_names, value_names
@@ -81,10 +82,11 @@ class Compiled(Planned):
     source: Path | None
 
     def save(self, folder: str | Path, progress: Progress | None = None) -> Path:
-        """Writes compiled.onnx, its data, plan.json and report.json, all or nothing.
+        """Writes compiled.onnx, its data, its plan and its reports, all or nothing.
 
         Args:
-            folder: made if missing; files of an earlier run are replaced at the end.
+            folder: of compiled.onnx, compiled.onnx.data, plan.json, report.json and
+                report.html; made if missing; files of an earlier run are replaced at the end.
             progress: called with (bytes done, bytes in all, file name).
 
         Returns:
@@ -97,10 +99,12 @@ class Compiled(Planned):
         folder = Path(folder)
         self._refuse_own_files(folder)
         plan, report = self._papers()
+        page = page_of(report)
         with staged_folder(folder) as stage:
             save_model(self.model, stage / COMPILED, progress)
             stage_text(stage / "plan.json", plan)
             stage_text(stage / "report.json", report)
+            stage_text(stage / "report.html", page)
         return folder / COMPILED
 
     def _refuse_own_files(self, folder: Path) -> None:
@@ -241,11 +245,18 @@ def _planned(
         asdict(recipe),
         known.made_by,
         versions(),
+        inputs=_inputs(model, masks),
     )
     source = None if isinstance(model, ir.Model) else Path(model)
     compiled = Compiled(Plan(tuple(plans)), report, graph, source)
     aliases = {alias: job for job in jobs.values() for alias in job.aliases}
     return compiled, Jobs(jobs | aliases, value_names(graph), node_names(graph), stamp)
+
+
+def _inputs(model: str | Path | ir.Model, masks: str | Path | Masks) -> dict[str, str]:
+    """The names of what was read; their folders are nobody's business."""
+    given = {"model": model, "masks": masks}
+    return {word: Path(x).name for word, x in given.items() if isinstance(x, str | Path)}
 
 
 def _check_opset(model: ir.Model) -> None:

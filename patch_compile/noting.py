@@ -1,14 +1,11 @@
 """Putting an engine into the report beside a compiled model."""
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from patch_compile.compiler import COMPILED
-from patch_compile.expected import read_beside
-from patch_compile.io.atomic import write_text
 from patch_compile.joining import Joined
+from patch_compile.papers import add_to_report
 
 if TYPE_CHECKING:
     from patch_compile.runtimes.evidence import Evidence
@@ -17,7 +14,12 @@ __all__ = ["note_engine"]
 
 
 def note_engine(
-    model: Path, engine: str, sm: tuple[int, ...], evidence: "Evidence", joined: Joined
+    model: Path,
+    engine: str,
+    sm: tuple[int, ...],
+    evidence: "Evidence",
+    joined: Joined,
+    recipe: dict[str, Any] | None = None,
 ) -> bool:
     """Puts an engine into report.json, in place of its namesake.
 
@@ -27,6 +29,7 @@ def note_engine(
         sm: the architectures it is for.
         evidence: what is known of it.
         joined: what it means for the weights.
+        recipe: how it was built, where that is known.
 
     Returns:
         Whether there is a report: only compiled models have one.
@@ -34,9 +37,6 @@ def note_engine(
     Raises:
         ModelError: if the report is damaged.
     """
-    path = model.parent / "report.json"
-    if model.name != COMPILED or not path.exists():
-        return False
     entry = {
         "engine": engine,
         "backend": evidence.backend,
@@ -46,13 +46,13 @@ def note_engine(
         "requested": evidence.requested,
         **joined.to_json(),
     }
-    write_text(path, read_beside(model, path.name, partial(_with_engine, entry)))
-    return True
+    if recipe is not None:
+        entry["recipe"] = recipe
+    return add_to_report(model, partial(_with_engine, entry))
 
 
-def _with_engine(entry: dict[str, Any], text: str) -> str:
-    report = json.loads(text)
+def _with_engine(entry: dict[str, Any], report: dict[str, Any]) -> dict[str, Any]:
     entry["eligible"] = report["totals"]["eligible"]
     others = [e for e in report["engines"] if e["engine"] != entry["engine"]]
-    report["engines"] = sorted([*others, entry], key=lambda engine: str(engine["engine"]))
-    return json.dumps(report, indent=1) + "\n"
+    engines = sorted([*others, entry], key=lambda engine: str(engine["engine"]))
+    return {**report, "engines": engines}

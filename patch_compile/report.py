@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-__all__ = ["PieceReport", "Report", "WeightReport"]
+__all__ = ["PieceReport", "Report", "TileMap", "WeightReport"]
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,24 @@ class PieceReport:
 
     role: str
     shape: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class TileMap:
+    """Which tiles of a weight are 2:4, row by row from the top left, in packed bits.
+
+    Attributes:
+        rows: tile sizes along N, equal neighbours counted: `31*128,1*64`.
+        columns: tile sizes along K.
+        sparse: base64 of one bit a tile, the highest of a byte first: the mask calls it 2:4.
+        computed_sparse: the same: a 2:4 piece holds it. A tile that is 2:4 and computed in a
+            dense piece saves nothing.
+    """
+
+    rows: str
+    columns: str
+    sparse: str
+    computed_sparse: str
 
 
 @dataclass(frozen=True)
@@ -41,6 +59,7 @@ class WeightReport:
         bound_by: how the mask was found: `name` or `digest`.
         digest: `match`, or `unknown` when the mask stores none for this element type.
         eligible: number of pieces that are 2:4 by our own check of their stored bytes.
+        tile_map: None where it has too many tiles to be looked at.
     """
 
     weight: str
@@ -58,11 +77,25 @@ class WeightReport:
     bound_by: str
     digest: str
     eligible: int
+    tile_map: TileMap | None = None
 
 
 @dataclass(frozen=True)
 class Report:
-    """All weights, what was left alone and why, and the versions that made it."""
+    """All weights, what was left alone and why, and the versions that made it.
+
+    Later verbs add to what is written: `build` its engines, `verify` a `verification`.
+
+    Attributes:
+        weights: in graph order.
+        left_alone: by name of a mask or weight, the reason.
+        recipe: the options of the compile.
+        made_by: how the masks were made, as their file says.
+        versions: releases by package.
+        engines: what is known of each engine.
+        inputs: file names of `model` and `masks`, of those that were files.
+        totals: sums over the weights.
+    """
 
     weights: tuple[WeightReport, ...]
     left_alone: Mapping[str, str]
@@ -70,6 +103,7 @@ class Report:
     made_by: Mapping[str, Any]
     versions: Mapping[str, str]
     engines: tuple[Mapping[str, Any], ...] = ()
+    inputs: Mapping[str, str] = field(default_factory=dict)
     totals: Mapping[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from patch_compile.passes.binding import Binding
 from patch_compile.report import PieceReport, WeightReport
 from patch_compile.tiles.plan import WeightPlan, indices
+from patch_compile.tiles.tile_map import tile_map
 from patch_compile.tiles.weight_mask import WeightMask
 
 __all__ = ["versions", "weight_report"]
@@ -53,6 +54,7 @@ def weight_report(
         bound_by=binding.how,
         digest="match" if verdicts == {"match"} else "unknown",
         eligible=sum(piece.role == "sparse24" for piece in plan.pieces),
+        tile_map=tile_map(mask.grid, mask.dense, plan.pieces),
     )
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from patch_compile._require import require
 from patch_compile.expected import masked_tensors, recipe_beside
+from patch_compile.papers import add_to_report
 from patch_compile.recipe import VerifyRecipe
 from patch_compile.tiles.masks import Masks
 
@@ -71,7 +72,8 @@ def verify(
     """Compares a compiled model with the masked dense one on onnxruntime's CPU provider.
 
     The reference is the original model with its weights masked by numpy; none of the
-    rewrite's code makes it. Which mask belongs to which weight it takes from the binding.
+    rewrite's code makes it. Which mask belongs to which weight it takes from the binding. The
+    report beside the compiled model gets what is found.
 
     Args:
         model: the original, dense .onnx file.
@@ -87,19 +89,36 @@ def verify(
         MaskError: the masks do not belong to the model.
         RuntimeUnavailable: onnxruntime is missing.
     """
+    recipe = recipe or VerifyRecipe()
+    model, compiled = Path(model), Path(compiled)
+    text = None if data is None else Path(data)
+    words = Path(tokenizer or model.parent / "tokenizer.json")
+    found = _found(model, compiled, masks, recipe, text, words, progress)
+    facts = {
+        **found.to_json(),
+        "data": None if text is None else text.name,
+        "recipe": asdict(recipe),
+    }
+    add_to_report(compiled, lambda report: {**report, "verification": facts})
+    return found
+
+
+def _found(
+    model: Path,
+    compiled: Path,
+    masks: str | Path | Masks,
+    recipe: VerifyRecipe,
+    text: Path | None,
+    tokenizer: Path,
+    progress: Progress | None,
+) -> Verification:
     runtime = require("patch_compile.runtimes.onnxruntime", "cpu")
     reference = require("patch_compile.runtimes.reference", "cpu")
     require("onnxruntime", "cpu")
-    recipe = recipe or VerifyRecipe()
-    model, compiled = Path(model), Path(compiled)
     recipe = _tolerant(recipe, compiled)
     tensors, unapplied = masked_tensors(model, compiled, masks)
     compiled_session = runtime.open_session(compiled)
-    windows = None
-    if data is not None:
-        windows = _windows(
-            Path(data), Path(tokenizer or model.parent / "tokenizer.json"), recipe
-        )
+    windows = None if text is None else _windows(text, tokenizer, recipe)
     masked_session = reference.open_reference(model, tensors, progress=progress)
     comparison = _compare(masked_session, compiled_session, windows, recipe)
     if windows is None:

@@ -42,7 +42,7 @@ def test_recompile_keeps_the_plan_and_report_of_the_first(
     path = linear_model([Linear("fc", weight)], tmp_path / "model.onnx")
     one = compile_model(path, masks, CompileRecipe(lowering="columns")).save(tmp_path / "one")
     two = compile_model(one, masks).save(tmp_path / "two")
-    for name in ("plan.json", "report.json", "compiled.onnx"):
+    for name in ("plan.json", "report.json", "report.html", "compiled.onnx"):
         assert one.with_name(name).read_bytes() == two.with_name(name).read_bytes()
 
 

@@ -47,6 +47,7 @@ def test_all_layers_are_found() -> None:
         "evaluation",
         "io",
         "learn",
+        "page",
         "passes",
         "runtimes",
         "tiles",

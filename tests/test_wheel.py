@@ -20,15 +20,17 @@ PACKAGES = (
     "patch_compile/io",
     "patch_compile/learn",
     "patch_compile/learn/training",
+    "patch_compile/page",
     "patch_compile/passes",
     "patch_compile/runtimes",
     "patch_compile/tiles",
 )
+TEMPLATES = {f"patch_compile/page/templates/report.{kind}" for kind in ("css", "html", "js")}
 DATA = {
     "patch_compile/py.typed",
     "patch_compile/io/masks.schema.json",
     "patch_compile/runtimes/bundle_run.sh",
-}
+} | TEMPLATES
 NOT_SHIPPED = {"tests", "benchmarks", "scripts"}
 
 

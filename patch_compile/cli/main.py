@@ -17,6 +17,7 @@ from patch_compile.cli.build_verb import build, results
 from patch_compile.cli.console import say, set_up_logging
 from patch_compile.cli.doctor_verb import doctor
 from patch_compile.cli.eval_verb import eval_
+from patch_compile.cli.report_verb import report
 from patch_compile.errors import Mismatch, PatchCompileError, RecipeError
 from patch_compile.io.atomic import write_text
 
@@ -42,6 +43,7 @@ for verb in (verbs.learn, verbs.cut, verbs.export, verbs.plan, verbs.inspect):
 app.command(build)
 app.command(results)
 app.command(verbs.verify)
+app.command(report)
 app.command(eval_, name="eval")
 app.command(doctor)
 app.command(bench)

@@ -1,6 +1,5 @@
 """Tables for people: the report, the inspection, the comparison."""
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from patch_compile.inspection import Inspection, WeightInspection
+from patch_compile.page.names import alike
 from patch_compile.report import Report, WeightReport
 
 if TYPE_CHECKING:
@@ -88,8 +88,7 @@ def totals(report: Report) -> str:
 
 def _counted(reasons: Sequence[str]) -> list[tuple[str, int]]:
     """Each reason with its count, the commonest first; numbers in it do not tell it apart."""
-    counts = Counter(re.sub(r"-?\d+(\.\d+)?%", "…%", reason) for reason in reasons)
-    return counts.most_common(_REASONS)
+    return Counter(alike(reason) for reason in reasons).most_common(_REASONS)
 
 
 def inspection_table(inspection: Inspection) -> Table:

@@ -59,7 +59,8 @@ def compile_(
     Args:
         model: the dense .onnx file.
         tiles: masks.json, PATCH's mask.npz, MaskLLM's mask_compressed.npz, or `infer`.
-        output: folder for compiled.onnx, its data, plan.json, report.json and engines.
+        output: folder for compiled.onnx, its data, plan.json, report.json, report.html and
+            engines.
         dry_run: plan and report, write nothing.
         json_: print the report as JSON.
     """

@@ -2,24 +2,30 @@
 
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from patch_compile.errors import ModelError
 
-__all__ = ["stage_text", "staged_folder", "write_bytes", "write_text"]
+if sys.platform != "win32":
+    import fcntl
+
+__all__ = ["locked_folder", "stage_text", "staged_folder", "write_bytes", "write_text"]
+
+_RANKS = {".onnx": 1, ".json": 2, ".html": 3}
 
 
 @contextmanager
 def staged_folder(target: Path) -> Iterator[Path]:
     """Yields an empty folder whose files move into `target` if the body succeeds.
 
-    Files that others refer to move first: data, then `.onnx`, then reports. Old `.onnx` and
-    `.json` files of the same names go before anything is replaced, so that a crash in between
-    leaves no model rather than a graph over the wrong weights, and no report of another. A
-    file that moves alone is replaced in one step.
+    Files that others refer to move first: data, then `.onnx`, then reports. Old `.onnx`,
+    `.json` and `.html` files of the same names go before anything is replaced, so that a crash
+    in between leaves no model rather than a graph over the wrong weights, and no report of
+    another. A file that moves alone is replaced in one step.
     """
     stage = _stage(target)
     try:
@@ -42,7 +48,7 @@ def _stage(target: Path) -> Path:
 def _move(files: Sequence[Path], target: Path) -> None:
     try:
         for file in files:
-            if len(files) > 1 and file.suffix in (".onnx", ".json"):
+            if len(files) > 1 and file.suffix in _RANKS:
                 (target / file.name).unlink(missing_ok=True)
         for file in files:
             os.replace(file, target / file.name)
@@ -54,8 +60,25 @@ def _move(files: Sequence[Path], target: Path) -> None:
 
 
 def _order(file: Path) -> tuple[int, str]:
-    rank = {".onnx": 1, ".json": 2}.get(file.suffix, 0)
-    return rank, file.name
+    return _RANKS.get(file.suffix, 0), file.name
+
+
+@contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Lets one thread or process at a time read a file of `folder` and write it anew.
+
+    On Windows, and on file systems that lock no folder, it does nothing.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def write_bytes(path: Path, data: bytes) -> None:

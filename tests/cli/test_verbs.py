@@ -35,12 +35,13 @@ def _plant(job: Job) -> None:
     weights.tofile(path)
 
 
-def test_the_main_job_writes_four_files_and_prints_the_table(cli: Cli, job: Job) -> None:
+def test_the_main_job_writes_five_files_and_prints_the_table(cli: Cli, job: Job) -> None:
     ran = _compile(cli, job)
     assert sorted(path.name for path in job.out.iterdir()) == [
         "compiled.onnx",
         "compiled.onnx.data",
         "plan.json",
+        "report.html",
         "report.json",
     ]
     assert ran.err == f"wrote {job.out / 'compiled.onnx'}\n"

@@ -1,0 +1,1 @@
+"""report.html: what report.json says, on one page that opens from disk."""
