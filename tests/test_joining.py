@@ -165,6 +165,13 @@ def test_a_fused_kernel_that_names_no_product_settles_nothing() -> None:
     assert _only(join([site], 1, replace(TOLD, layers=(layer,))))[0] == "unknown"
 
 
+def test_a_sparse_kernel_counts_whatever_else_carries_the_name() -> None:
+    site = _site("a")
+    sparse = EngineLayer("x", "conv", "sm80_xmma_fprop_avdt_sparse_int8int8", (site.node,))
+    for layers in ((sparse, _layer(site.node, DENSE)), (_layer(site.node, DENSE), sparse)):
+        assert _only(join([site], 1, replace(TOLD, layers=layers)))[0] == "chosen"
+
+
 def test_layers_of_the_dense_engine_are_counted_beside() -> None:
     dense = replace(TOLD, layers=(_layer("x", DENSE),))
     found = join([_site("a")], 7, replace(TOLD, layers=(_layer("a", DENSE),) * 3), dense)
