@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from patch_compile.recipe import ExportRecipe as ExportRecipe
     from patch_compile.recipe import LearnRecipe as LearnRecipe
     from patch_compile.recipe import VerifyRecipe as VerifyRecipe
+    from patch_compile.results import bundle_engines as bundle_engines
+    from patch_compile.results import import_results as import_results
     from patch_compile.tiles.masks import Masks as Masks
     from patch_compile.verification import verify as verify
 
@@ -50,10 +52,12 @@ _HOMES = {
     "VerifyRecipe": "recipe",
     "bench_models": "bench.measure",
     "build_engine": "api",
+    "bundle_engines": "results",
     "compile_model": "compiler",
     "EvalRecipe": "evaluation.settings",
     "evaluate": "evaluation.evaluate",
     "export_onnx": "api",
+    "import_results": "results",
     "inspect_model": "inspection",
     "join_engine": "api",
     "learn_candidates": "api",

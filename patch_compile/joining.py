@@ -215,7 +215,7 @@ def _verdict(node: str, layer: "EngineLayer | None", evidence: "Evidence") -> Ve
         return "chosen"
     if names is not None and _named(node, layer, names):
         return "chosen"
-    if evidence.sparsity.chose == 0 or not evidence.requested:
+    if not evidence.requested:
         return "not chosen"
     if layer is not None and layer.tactic and _rank(layer) >= 2:
         return "not chosen"

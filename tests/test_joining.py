@@ -113,6 +113,11 @@ def test_a_count_of_none_settles_all() -> None:
     )
 
 
+def test_what_was_not_requested_is_not_chosen_though_nobody_told() -> None:
+    found = join([_site("a")], 1, replace(TOLD, requested=False))
+    assert _only(found) == ("not chosen", "sparse kernels were not requested")
+
+
 def test_a_count_without_names_settles_nothing() -> None:
     some = Sparsity(found=3, chose=2)
     assert _only(join([_site("a")], 1, replace(TOLD, sparsity=some)))[0] == "unknown"
@@ -159,10 +164,26 @@ def test_the_kernel_of_a_reformat_is_not_the_products() -> None:
     assert _only(join([site], 1, replace(TOLD, layers=(reformat,))))[0] == "unknown"
 
 
+def test_the_layer_that_computes_is_named_before_one_that_moves_data() -> None:
+    site = _site("a")
+    moved = EngineLayer("moved", "Reformat", "copy_kernel", (site.node,))
+    fused = EngineLayer("fused", "fusion", "", (site.node, "gelu"))
+    for layers in ((moved, fused), (fused, moved)):
+        found = join([site], 1, replace(TOLD, layers=layers))
+        assert found.weights[0].pieces[0].layer == "fused"
+
+
 def test_a_fused_kernel_that_names_no_product_settles_nothing() -> None:
     site = _site("a")
     layer = _layer(site.node, "__myl_CastConvertAdd_0x1", "add", kind="fusion")
     assert _only(join([site], 1, replace(TOLD, layers=(layer,))))[0] == "unknown"
+
+
+def test_a_sparse_kernel_counts_whatever_else_carries_the_name() -> None:
+    site = _site("a")
+    sparse = EngineLayer("x", "conv", "sm80_xmma_fprop_avdt_sparse_int8int8", (site.node,))
+    for layers in ((sparse, _layer(site.node, DENSE)), (_layer(site.node, DENSE), sparse)):
+        assert _only(join([site], 1, replace(TOLD, layers=layers)))[0] == "chosen"
 
 
 def test_layers_of_the_dense_engine_are_counted_beside() -> None:
