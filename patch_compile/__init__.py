@@ -26,11 +26,13 @@ if TYPE_CHECKING:
     from patch_compile.inspection import inspect_model as inspect_model
     from patch_compile.io.load_masks import load_masks as load_masks
     from patch_compile.io.masks_file import save_masks as save_masks
+    from patch_compile.quantization import quantize_model as quantize_model
     from patch_compile.recipe import BenchRecipe as BenchRecipe
     from patch_compile.recipe import BuildRecipe as BuildRecipe
     from patch_compile.recipe import CompileRecipe as CompileRecipe
     from patch_compile.recipe import ExportRecipe as ExportRecipe
     from patch_compile.recipe import LearnRecipe as LearnRecipe
+    from patch_compile.recipe import QuantizeRecipe as QuantizeRecipe
     from patch_compile.recipe import VerifyRecipe as VerifyRecipe
     from patch_compile.tiles.masks import Masks as Masks
     from patch_compile.verification import verify as verify
@@ -46,6 +48,7 @@ _HOMES = {
     "Masks": "tiles.masks",
     "Planned": "compiler",
     "PatchCompileError": "errors",
+    "QuantizeRecipe": "recipe",
     "VerifyRecipe": "recipe",
     "bench_models": "bench.measure",
     "build_engine": "api",
@@ -59,6 +62,7 @@ _HOMES = {
     "learn_masks_for": "api",
     "load_masks": "io.load_masks",
     "plan_model": "compiler",
+    "quantize_model": "quantization",
     "save_masks": "io.masks_file",
     "verify": "verification",
 }
