@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from patch_compile.recipe import LearnRecipe as LearnRecipe
     from patch_compile.recipe import QuantizeRecipe as QuantizeRecipe
     from patch_compile.recipe import VerifyRecipe as VerifyRecipe
+    from patch_compile.runtimes.ep_context import export_context as export_context
     from patch_compile.tiles.masks import Masks as Masks
     from patch_compile.verification import verify as verify
 
@@ -55,6 +56,7 @@ _HOMES = {
     "compile_model": "compiler",
     "EvalRecipe": "evaluation.settings",
     "evaluate": "evaluation.evaluate",
+    "export_context": "runtimes.ep_context",
     "export_onnx": "api",
     "inspect_model": "inspection",
     "learn_candidates": "api",
