@@ -158,12 +158,10 @@ def main() -> None:
     pairs = dict(text.split("=", 1) for text in options.compiled)
     # The noise: the dense model against itself.
     pairs = {"dense again": str(options.dense), **pairs}
-    profiles = {}
+    profiles: dict[str, list[Node]] = {}
     if options.profile_runs:
         paths = {"dense": options.dense, **{n: Path(p) for n, p in pairs.items()}}
-        profiles = {
-            n: profile(p, options.tokens, options.profile_runs) for n, p in paths.items()
-        }
+        profiles = profile(paths, options.tokens, options.profile_runs)
     results = {}
     for name, path in pairs.items():
         results[name] = compare(options.dense, Path(path), options.tokens, options.rounds)

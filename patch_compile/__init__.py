@@ -27,14 +27,17 @@ if TYPE_CHECKING:
     from patch_compile.inspection import inspect_model as inspect_model
     from patch_compile.io.load_masks import load_masks as load_masks
     from patch_compile.io.masks_file import save_masks as save_masks
+    from patch_compile.quantization import quantize_model as quantize_model
     from patch_compile.recipe import BenchRecipe as BenchRecipe
     from patch_compile.recipe import BuildRecipe as BuildRecipe
     from patch_compile.recipe import CompileRecipe as CompileRecipe
     from patch_compile.recipe import ExportRecipe as ExportRecipe
     from patch_compile.recipe import LearnRecipe as LearnRecipe
+    from patch_compile.recipe import QuantizeRecipe as QuantizeRecipe
     from patch_compile.recipe import VerifyRecipe as VerifyRecipe
     from patch_compile.results import bundle_engines as bundle_engines
     from patch_compile.results import import_results as import_results
+    from patch_compile.runtimes.ep_context import export_context as export_context
     from patch_compile.tiles.masks import Masks as Masks
     from patch_compile.verification import verify as verify
 
@@ -49,6 +52,7 @@ _HOMES = {
     "Masks": "tiles.masks",
     "Planned": "compiler",
     "PatchCompileError": "errors",
+    "QuantizeRecipe": "recipe",
     "VerifyRecipe": "recipe",
     "bench_models": "bench.measure",
     "build_engine": "api",
@@ -56,6 +60,7 @@ _HOMES = {
     "compile_model": "compiler",
     "EvalRecipe": "evaluation.settings",
     "evaluate": "evaluation.evaluate",
+    "export_context": "runtimes.ep_context",
     "export_onnx": "api",
     "import_results": "results",
     "inspect_model": "inspection",
@@ -65,6 +70,7 @@ _HOMES = {
     "learn_masks_for": "api",
     "load_masks": "io.load_masks",
     "plan_model": "compiler",
+    "quantize_model": "quantization",
     "save_masks": "io.masks_file",
     "verify": "verification",
 }

@@ -15,6 +15,7 @@ __all__ = [
     "CompileRecipe",
     "ExportRecipe",
     "LearnRecipe",
+    "QuantizeRecipe",
     "VerifyRecipe",
 ]
 
@@ -342,6 +343,26 @@ class BuildRecipe:
                 raise RecipeError(
                     f"{name} | is {profile}; expected least <= best <= most, all from 1"
                 )
+
+
+@dataclass(frozen=True)
+class QuantizeRecipe:
+    """How a compiled model is quantised.
+
+    Attributes:
+        quantize: the type of products over weights, in Q/DQ nodes; None quantises nothing.
+        calibration_tokens: of the text that ranges of activations are taken from.
+        calibration_window: tokens in a window of it.
+    """
+
+    quantize: Literal["int8", "fp8"] | None = None
+    calibration_tokens: int = 1024
+    calibration_window: int = 128
+
+    def __post_init__(self) -> None:
+        _check_kinds(self)
+        _within("calibration-window", self.calibration_window, 2, 1_000_000)
+        _within("calibration-tokens", self.calibration_tokens, self.calibration_window, 1e9)
 
 
 @dataclass(frozen=True)

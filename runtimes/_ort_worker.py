@@ -14,16 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from patch_compile._require import require
-from patch_compile.errors import PatchCompileError, RecipeError, RuntimeUnavailable
+from patch_compile.errors import PatchCompileError, RecipeError
 from patch_compile.recipe import BenchRecipe
 from patch_compile.runtimes.inputs import input_shapes, random_inputs
 from patch_compile.runtimes.onnxruntime import (
-    assigned_nodes,
     explained,
     session_options,
     start_session,
 )
-from patch_compile.runtimes.providers import PROVIDERS, Declared, EngineWishes, providers
+from patch_compile.runtimes.providers import Declared, EngineWishes, check_assigned, providers
 
 __all__ = ["main"]
 
@@ -46,8 +45,7 @@ class _Model:
         start = time.perf_counter()
         self._session: Any = start_session(self._subject, model, options, chosen)
         self._seconds = time.perf_counter() - start
-        self._nodes = assigned_nodes(self._session)
-        self._check_used()
+        self._nodes = check_assigned(self._session, self._recipe.runtime)
         self._binding: Any = None
 
     def answer(self, name: str, value: int) -> Any:
@@ -58,16 +56,6 @@ class _Model:
             if name == "times":
                 return self._times(value)
         return self._facts()
-
-    def _check_used(self) -> None:
-        """A provider may load and then leave every node to the next one."""
-        name = PROVIDERS[self._recipe.runtime]
-        if self._nodes is not None and not self._nodes.get(name):
-            raise RuntimeUnavailable(
-                f"onnxruntime | loaded {name}, which took none of "
-                f"{sum(self._nodes.values())} nodes; they would run on "
-                f"{', '.join(self._nodes)}; choose that runtime"
-            )
 
     def _feed(self, tokens: int) -> None:
         runtime = require("onnxruntime", "cpu")

@@ -14,12 +14,19 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
-from patch_compile.errors import ModelError
+from patch_compile.errors import ModelError, RuntimeUnavailable
 from patch_compile.recipe import BenchRuntime
 from patch_compile.runtimes.inputs import Shape, input_shapes
-from patch_compile.runtimes.onnxruntime import Provider
+from patch_compile.runtimes.onnxruntime import Provider, Session, assigned_nodes
 
-__all__ = ["PROVIDERS", "Declared", "DeclaredInput", "EngineWishes", "providers"]
+__all__ = [
+    "PROVIDERS",
+    "Declared",
+    "DeclaredInput",
+    "EngineWishes",
+    "check_assigned",
+    "providers",
+]
 
 PROVIDERS: dict[BenchRuntime, str] = {
     "ort-cpu": "CPUExecutionProvider",
@@ -99,7 +106,8 @@ class EngineWishes:
         tokens: least and most of a sequence; engines are tuned for the most.
         sparse: allow sparse kernels.
         cache: folder that keeps engines and timings for a later run.
-        context: .onnx file to write that holds the engines, in place of the graph.
+        context: .onnx file to write that holds the engines in place of the graph; for
+            TensorRT-RTX it is an option of the session instead.
     """
 
     model: Declared
@@ -142,6 +150,21 @@ def providers(runtime: BenchRuntime, wishes: EngineWishes) -> tuple[Provider, ..
     return (first, cuda, cpu) if runtime == "ort-tensorrt" else (first, cpu)
 
 
+def check_assigned(session: Session, runtime: BenchRuntime) -> dict[str, int] | None:
+    """Returns the nodes of each provider; a provider may load and then take none at all.
+
+    Raises:
+        RuntimeUnavailable: if the runtime's own provider took no node.
+    """
+    name, nodes = PROVIDERS[runtime], assigned_nodes(session)
+    if nodes is not None and not nodes.get(name):
+        raise RuntimeUnavailable(
+            f"onnxruntime | loaded {name}, which took none of {sum(nodes.values())} nodes; "
+            f"they would run on {', '.join(nodes)}; choose that runtime"
+        )
+    return nodes
+
+
 def _none(_: EngineWishes) -> dict[str, str]:
     return {}
 
@@ -167,6 +190,8 @@ def _tensorrt_options(wishes: EngineWishes) -> dict[str, str]:
     if wishes.context is not None:
         options["trt_dump_ep_context_model"] = "1"
         options["trt_ep_context_file_path"] = str(wishes.context)
+        # Inside the file: an engine beside it is easily lost.
+        options["trt_ep_context_embed_mode"] = "1"
     return options
 
 

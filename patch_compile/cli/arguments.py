@@ -18,6 +18,7 @@ from patch_compile.recipe import (
     CompileRecipe,
     ExportRecipe,
     LearnRecipe,
+    QuantizeRecipe,
     VerifyRecipe,
 )
 
@@ -35,6 +36,7 @@ _RECIPES = (
     EvalRecipe,
     ExportRecipe,
     LearnRecipe,
+    QuantizeRecipe,
     VerifyRecipe,
 )
 

@@ -11,9 +11,10 @@ from patch_compile import api, verification
 from patch_compile.cli import tables
 from patch_compile.cli.build_verb import build_all
 from patch_compile.cli.console import out, progress_bar, say
+from patch_compile.cli.quantizing import quantize_step
 from patch_compile.compiler import compile_model, plan_model
 from patch_compile.demo import run_demo
-from patch_compile.errors import Mismatch
+from patch_compile.errors import Mismatch, RecipeError
 from patch_compile.inspection import inspect_model
 from patch_compile.io.atomic import write_text
 from patch_compile.io.load_masks import load_masks
@@ -23,6 +24,7 @@ from patch_compile.recipe import (
     CompileRecipe,
     ExportRecipe,
     LearnRecipe,
+    QuantizeRecipe,
     VerifyRecipe,
 )
 from patch_compile.report import Report
@@ -40,6 +42,7 @@ _BUILD = BuildRecipe()
 _COMPILE = CompileRecipe()
 _EXPORT = ExportRecipe()
 _LEARN = LearnRecipe()
+_QUANTIZE = QuantizeRecipe()
 _VERIFY = VerifyRecipe()
 
 
@@ -51,6 +54,9 @@ def compile_(
     output: Output = Path("out"),
     recipe: Annotated[CompileRecipe, _FLAT] = _COMPILE,
     engine: Annotated[BuildRecipe, _FLAT] = _BUILD,
+    quantizer: Annotated[QuantizeRecipe, _FLAT] = _QUANTIZE,
+    data: Path | None = None,
+    tokenizer: Path | None = None,
     dry_run: bool = False,
     json_: Json = False,
 ) -> None:
@@ -61,18 +67,28 @@ def compile_(
         tiles: masks.json, PATCH's mask.npz, MaskLLM's mask_compressed.npz, or `infer`.
         output: folder for compiled.onnx, its data, plan.json, report.json, report.html and
             engines.
+        data: text (UTF-8) that quantising calibrates on.
+        tokenizer: tokenizer.json for it; by default the one beside MODEL.
         dry_run: plan and report, write nothing.
         json_: print the report as JSON.
     """
     if dry_run:
         plan(model, tiles=tiles, recipe=recipe, json_=json_)
         return
+    if quantizer.quantize is not None and data is None:
+        raise RecipeError(
+            f"quantize | is {quantizer.quantize}, which needs text to calibrate on; "
+            "give it by --data"
+        )
     with progress_bar() as progress:
         compiled = compile_model(model, tiles, recipe, progress)
         path = compiled.save(output, progress)
     if not json_:
         _print_tables(compiled.report)
     say(f"wrote {path}")
+    if quantizer.quantize is not None and data is not None:
+        text = tokenizer or model.with_name("tokenizer.json")
+        quantize_step(path, quantizer, data, text, show=not json_)
     if engine.engine != "none":
         build_all(path, output, engine, show=not json_)
     if json_:

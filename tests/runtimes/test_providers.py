@@ -1,20 +1,22 @@
 """Options of ONNX Runtime's providers follow the graph, the tokens and what was asked."""
 
 from pathlib import Path
-from typing import get_args
+from types import SimpleNamespace
+from typing import Any, get_args
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from patch_compile.errors import ModelError
+from patch_compile.errors import ModelError, RuntimeUnavailable
 from patch_compile.recipe import BenchRuntime
 from patch_compile.runtimes.providers import (
     PROVIDERS,
     Declared,
     DeclaredInput,
     EngineWishes,
+    check_assigned,
     providers,
 )
 from patch_compile.runtimes.timing import TIMERS
@@ -106,6 +108,16 @@ def test_a_cache_keeps_engines_and_timings(tmp_path: Path) -> None:
     ]
 
 
+def test_a_context_holds_its_engines(tmp_path: Path) -> None:
+    wishes = EngineWishes(LANGUAGE_MODEL, context=tmp_path / "c.onnx")
+    options = _options("ort-tensorrt", wishes)
+    assert {name: value for name, value in options.items() if "context" in name} == {
+        "trt_dump_ep_context_model": "1",
+        "trt_ep_context_file_path": str(tmp_path / "c.onnx"),
+        "trt_ep_context_embed_mode": "1",
+    }
+
+
 def test_the_graph_alone_tells_inputs_types_and_files(
     tmp_path: Path, rng: np.random.Generator
 ) -> None:
@@ -145,3 +157,26 @@ def test_no_model_is_told_in_one_line(tmp_path: Path, content: bytes | None) -> 
     with pytest.raises(ModelError, match=r"m\.onnx' \| cannot be read") as caught:
         Declared.of(path)
     said(caught)
+
+
+class _Assigned:
+    """A session whose nodes went to the provider named."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def get_provider_graph_assignment_info(self) -> list[Any]:
+        return [SimpleNamespace(ep_name=self.name, get_nodes=lambda: [1, 2, 3])]
+
+
+def test_a_provider_that_took_no_node_is_not_called_used() -> None:
+    left: Any = _Assigned("CPUExecutionProvider")
+    with pytest.raises(RuntimeUnavailable, match=r"took none of 3 nodes.*CPUExec") as caught:
+        check_assigned(left, "ort-cuda")
+    said(caught)
+    assert check_assigned(left, "ort-cpu") == {"CPUExecutionProvider": 3}
+
+
+def test_what_a_release_cannot_tell_is_unknown() -> None:
+    old: Any = SimpleNamespace()
+    assert check_assigned(old, "ort-cuda") is None

@@ -1,0 +1,206 @@
+"""A quantised model is still the masked one, and what was 2:4 still is, byte for byte."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+
+from patch_compile import quantization
+from patch_compile.compiler import compile_model
+from patch_compile.errors import InternalError, ModelError, RecipeError
+from patch_compile.io.masks_file import save_masks
+from patch_compile.io.onnx_model import load_model
+from patch_compile.passes.quantized import quantized_pieces
+from patch_compile.quantization import quantize_model
+from patch_compile.recipe import CompileRecipe, QuantizeRecipe, VerifyRecipe
+from patch_compile.verification import verify
+from tests.cli.conftest import Cli, cli  # noqa: F401  # a fixture
+from tests.support import band_mask, masks_of, random_mask, random_weight, said
+
+WORDS = 40
+INT8 = QuantizeRecipe(quantize="int8", calibration_tokens=64, calibration_window=16)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A model of words: embedding, a in bands, Relu, b wholly 2:4, and what goes with it."""
+
+    model: Path
+    masks: Path
+    text: Path
+    out: Path
+
+    def compiled(self, recipe: CompileRecipe | None = None) -> Path:
+        return compile_model(self.model, self.masks, recipe or CompileRecipe()).save(self.out)
+
+    def quantized(self, kind: str = "int8") -> Path:
+        recipe = QuantizeRecipe(kind, INT8.calibration_tokens, INT8.calibration_window)  # type: ignore[arg-type]
+        path = self.compiled()
+        quantize_model(path, recipe, self.text, tokenizer=self.tokenizer)
+        return path
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.model.with_name("tokenizer.json")
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    rng = np.random.default_rng(0)
+    a, b = random_weight(rng, 64, 32), random_weight(rng, WORDS, 64)
+    a, b = 0.2 * a, 0.2 * b
+    table = rng.standard_normal((WORDS, 32)).astype(np.float32)
+    tensors = {"table": table, "a.weight": a.T, "b.weight": b.T}
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["x"], name="embed"),
+        helper.make_node("MatMul", ["x", "a.weight"], ["h"], name="a"),
+        helper.make_node("Relu", ["h"], ["r"], name="relu"),
+        helper.make_node("MatMul", ["r", "b.weight"], ["logits"], name="b"),
+    ]
+    lead = ["batch", "sequence"]
+    graph = helper.make_graph(
+        nodes,
+        "words",
+        [helper.make_tensor_value_info("input_ids", TensorProto.INT64, lead)],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [*lead, WORDS])],
+        [numpy_helper.from_array(np.ascontiguousarray(t), n) for n, t in tensors.items()],
+    )
+    model = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10
+    )
+    onnx.save(onnx.shape_inference.infer_shapes(model), tmp_path / "model.onnx")
+    whole = random_mask(rng, "b.weight", b, "weight", dense=np.array([[False]]))
+    save_masks(masks_of(band_mask(rng, "a.weight", a), whole), tmp_path / "masks.json")
+    vocabulary = {f"w{i}": i for i in range(WORDS)}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="w0"))  # type: ignore[arg-type]
+    tokenizer.pre_tokenizer = Whitespace()  # type: ignore[assignment]
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    text = " ".join(f"w{i}" for i in rng.integers(0, WORDS, 200))
+    (tmp_path / "text.txt").write_text(text)
+    return Job(
+        tmp_path / "model.onnx",
+        tmp_path / "masks.json",
+        tmp_path / "text.txt",
+        tmp_path / "out",
+    )
+
+
+@pytest.mark.parametrize(("kind", "type_"), [("int8", "INT8"), ("fp8", "FLOAT8E4M3FN")])
+def test_pieces_stay_24_and_write_what_they_should(job: Job, kind: str, type_: str) -> None:
+    path = job.quantized(kind)
+    model = load_model(path)
+    found = quantized_pieces(model)
+    assert sorted(piece.role for piece in found) == ["dense", "sparse24", "sparse24"]
+    assert all(piece.holds == (piece.role == "sparse24") for piece in found)
+    assert all(piece.quantized_output for piece in found if "logits" not in piece.name)
+    types = {
+        value.const_value.dtype.name
+        for value in model.graph.initializers.values()
+        if value.const_value is not None and len(value.const_value.shape) == 2
+    }
+    assert type_ in types
+
+
+@pytest.mark.parametrize(("kind", "rtol"), [("int8", 0.03), ("fp8", 0.15)])
+def test_the_quantised_model_is_the_masked_one_to_its_precision(
+    job: Job, kind: str, rtol: float
+) -> None:
+    found = verify(
+        job.model,
+        job.quantized(kind),
+        job.masks,
+        VerifyRecipe(rtol=rtol, atol=10.0, tokens=64, window=16),
+        data=job.text,
+    )
+    assert found.passed, found.to_json()
+    # Not the float model either: it was quantised.
+    assert found.comparison.outputs[0].relative > 1e-4
+
+
+def test_the_report_tells_what_became_of_the_products(job: Job) -> None:
+    path = job.compiled()
+    before = json.loads((job.out / "report.json").read_text())
+    quantize_model(path, INT8, job.text, tokenizer=job.tokenizer)
+    after = json.loads((job.out / "report.json").read_text())
+    told = after.pop("quantized")
+    assert after == before
+    assert told["type"] == "int8"
+    assert (told["products"], told["pieces"], told["eligible"]) == (3, 3, 2)
+    assert told["windows"] == 4
+
+
+def test_a_weight_that_is_not_symmetric_is_no_piece(job: Job) -> None:
+    model = load_model(job.quantized())
+    for value in list(model.graph.initializers.values()):
+        if (value.name or "").endswith("weight_zero_point") and value.const_value is not None:
+            shifted = np.asarray(value.const_value.numpy()) + np.int8(1)
+            value.const_value = ir.tensor(shifted, name=value.name)
+    assert quantized_pieces(model) == ()
+
+
+def test_a_zero_that_is_lost_is_found(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = load_model
+
+    def spoiled(path: Path) -> ir.Model:
+        model = real(path)
+        for value in model.graph.initializers.values():
+            tensor = value.const_value
+            if (
+                tensor is not None
+                and tensor.dtype == ir.DataType.INT8
+                and len(tensor.shape) == 2
+            ):
+                array = np.asarray(tensor.numpy()).copy()
+                array[array == 0] = 1
+                value.const_value = ir.tensor(array, name=value.name)
+        return model
+
+    path = job.compiled()
+    monkeypatch.setattr(quantization, "load_model", spoiled)
+    with pytest.raises(InternalError, match=r"was 2:4 and is not"):
+        quantize_model(path, INT8, job.text, tokenizer=job.tokenizer)
+    # Nothing was replaced.
+    assert "quantized" not in json.loads((job.out / "report.json").read_text())
+
+
+def test_a_second_time_is_refused(job: Job) -> None:
+    path = job.quantized()
+    with pytest.raises(ModelError, match=r"no product over a float weight") as caught:
+        quantize_model(path, INT8, job.text, tokenizer=job.tokenizer)
+    said(caught)
+
+
+def test_a_recipe_without_a_type_is_refused(job: Job) -> None:
+    with pytest.raises(RecipeError, match=r"choose int8 or fp8"):
+        quantize_model(job.compiled(), QuantizeRecipe(), job.text)
+
+
+def test_a_text_that_is_too_short_is_refused(job: Job) -> None:
+    job.text.write_text("w1 w2")
+    with pytest.raises(RecipeError) as caught:
+        quantize_model(job.compiled(), INT8, job.text, tokenizer=job.tokenizer)
+    said(caught)
+
+
+def test_the_main_job_compiles_casts_and_quantises(job: Job, cli: Cli) -> None:  # noqa: F811
+    options = ["--tiles", job.masks, "-o", job.out, "--data", job.text]
+    options += ["--calibration-tokens", "64", "--calibration-window", "16"]
+    ran = cli(job.model, *options, "--quantize", "int8")
+    assert ran.code == 0, ran.err
+    assert "int8: 3 products, 3 of them pieces; 2:4 in their stored bytes 2" in ran.out
+    assert len(quantized_pieces(load_model(job.out / "compiled.onnx"))) == 3
+
+
+def test_the_main_job_wants_text_before_it_starts(job: Job, cli: Cli) -> None:  # noqa: F811
+    ran = cli(job.model, "--tiles", job.masks, "-o", job.out, "--quantize", "fp8")
+    assert (ran.code, ran.out) == (1, "")
+    assert "needs text to calibrate on; give it by --data" in ran.err
+    assert not job.out.exists()
