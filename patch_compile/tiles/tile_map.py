@@ -57,7 +57,7 @@ def _within(edges: Sequence[int], spans: Sequence[Span]) -> NDArray[np.bool_]:
 
 
 def _bits(flags: NDArray[np.bool_]) -> str:
-    return b64encode(np.packbits(flags)).decode()
+    return b64encode(np.packbits(flags).tobytes()).decode()
 
 
 def _runs(edges: Sequence[int]) -> str:

@@ -59,9 +59,9 @@ def test_data_moves_before_the_graph_and_reports_last(
 
     monkeypatch.setattr(os, "replace", record)
     with staged_folder(tmp_path) as stage:
-        for name in ("a.json", "model.onnx", "z.data", "b.safetensors"):
+        for name in ("0.html", "a.json", "model.onnx", "z.data", "b.safetensors"):
             (stage / name).write_text("x")
-    assert moved == ["b.safetensors", "z.data", "model.onnx", "a.json"]
+    assert moved == ["b.safetensors", "z.data", "model.onnx", "a.json", "0.html"]
 
 
 def write_both(folder: Path) -> None:

@@ -272,7 +272,8 @@ def test_a_prediction_of_a_slower_model_says_so(text: str) -> None:
     report = json.loads(text)
     _predict(report, {"tokens": 16, "before_us": 80.0, "after_us": 100.0}, 99)
     page = page_of(json.dumps(report))
-    assert _row(page, report["weights"][0]["weight"])[8] == "0.80x slower"
+    assert _row(page, report["weights"][0]["weight"])[8] == "0.80x"
+    assert "1.30 ms after, 0.80x slower" in _Reader(page).words()
     assert "Predicted for an unnamed target, not measured: 0.80x at 16 tokens" in page
 
 
