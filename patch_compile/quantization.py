@@ -21,6 +21,7 @@ from patch_compile.errors import InternalError, ModelError, RecipeError
 from patch_compile.expected import read_beside
 from patch_compile.io.atomic import stage_text, staged_folder
 from patch_compile.io.onnx_model import load_model
+from patch_compile.page.render import page_of
 from patch_compile.passes.quantized import quantized_pieces
 from patch_compile.recipe import QuantizeRecipe
 
@@ -100,7 +101,9 @@ def quantize_model(
             shutil.copymode(compiled, file)
         found = _checked(load_model(target), recipe, len(feeds), len(names))
         noted = partial(_with_note, found)
-        stage_text(stage / "report.json", read_beside(compiled, "report.json", noted))
+        report = read_beside(compiled, "report.json", noted)
+        stage_text(stage / "report.json", report)
+        stage_text(stage / "report.html", page_of(report))
     return found
 
 
