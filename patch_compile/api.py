@@ -52,8 +52,8 @@ def learn_masks(
 
     Args:
         model: a Hugging Face directory, a hub id, or a GGUF file.
-        data: one or several of UTF-8 text, or .jsonl with a `text` field; `magnitude` with
-            `error` needs none.
+        data: one or several of UTF-8 text, .jsonl with a `text` field, or a data set as
+            `hf:NAME:CONFIG:SPLIT`; `magnitude` with `error` needs none.
         recipe: see `LearnRecipe`.
         progress: called with (steps done, steps in all, what).
 

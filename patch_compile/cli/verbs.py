@@ -138,8 +138,8 @@ def learn(
 
     Args:
         model: a Hugging Face directory, a hub id, or a GGUF file.
-        data: text to calibrate on and to learn from: UTF-8, or .jsonl with a `text` field;
-            may be given several times.
+        data: text to calibrate on and to learn from: UTF-8, .jsonl with a `text` field, or a
+            data set as hf:NAME:CONFIG:SPLIT, streamed; may be given several times.
         output: masks.json; its arrays go beside it. Of several sparsities, each gets a file:
             masks-0.25.json.
         run: folder of a learning method's checkpoints and log.csv; by default OUTPUT's name

@@ -17,6 +17,7 @@ from patch_compile.errors import ModelError
 from patch_compile.learn._progress import Progress, tell
 from patch_compile.learn.grams import Grams, idle
 from patch_compile.learn.linears import Linear
+from patch_compile.learn.questions import questions
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -32,7 +33,7 @@ class Statistics:
     Attributes:
         moments: float64 (K,), the sum over all tokens of x^2, x the layer's input.
         fisher: float32 (N, K), the sum over windows of g^2, g the gradient of a window's
-            mean next-token loss in nats; the diagonal of the empirical Fisher matrix.
+            mean loss in nats; the diagonal of the empirical Fisher matrix.
         grams: float32 (K, K), X^T X, X (tokens, K) the layer's input; layers that read the
             same tensor have the same array.
     """
@@ -50,6 +51,7 @@ def calibrate(
     moments: bool,
     fisher: bool,
     grams: bool = False,
+    mask_token: int | None = None,
     progress: Progress | None = None,
 ) -> Statistics:
     """Runs the model over windows, one at a time, and sums what the linears see.
@@ -65,6 +67,7 @@ def calibrate(
         moments: sum the squared inputs.
         fisher: sum the squared gradients.
         grams: sum the products of all pairs of inputs.
+        mask_token: of a masked language model, whose loss is that of hidden tokens.
         progress: called with (windows done, windows in all, what).
 
     Raises:
@@ -82,7 +85,7 @@ def calibrate(
         watch.enter_context(_watched_gradients(model, linears, squares))
         for done, window in enumerate(windows):
             tell(progress, done, len(windows), "calibrating")
-            _run(model, window, backward=fisher)
+            _run(model, window, mask_token, backward=fisher)
     tell(progress, len(windows), len(windows), "calibrating")
     statistics = Statistics(
         {name: moment.cpu().numpy() for name, moment in seen.items()},
@@ -176,12 +179,18 @@ def _add_square(square: "Tensor", weight: "Tensor") -> None:
     weight.grad = None
 
 
-def _run(model: "PreTrainedModel", window: NDArray[np.int64], *, backward: bool) -> None:
+def _run(
+    model: "PreTrainedModel",
+    window: NDArray[np.int64],
+    mask_token: int | None,
+    *,
+    backward: bool,
+) -> None:
     torch = require("torch", "learn")
-    ids = torch.from_numpy(window)[None].to(model.device)
+    ids, answers = questions(torch.from_numpy(window)[None].to(model.device), mask_token)
     with torch.set_grad_enabled(backward):
         logits = model(input_ids=ids, use_cache=False).logits
-        loss = torch.nn.functional.cross_entropy(logits[0, :-1].float(), ids[0, 1:])
+        loss = torch.nn.functional.cross_entropy(logits[0].float(), answers[0])
         if not torch.isfinite(loss):
             raise ModelError(
                 f"loss | is {loss.item()} on the calibration text; the weights are damaged or "

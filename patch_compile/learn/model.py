@@ -1,4 +1,4 @@
-"""Causal language models from a folder, the hub or a GGUF file, and back to a folder."""
+"""Language models from a folder, the hub or a GGUF file, and back to a folder."""
 
 import json
 import re
@@ -23,7 +23,7 @@ __all__ = ["DTYPES", "LoadedModel", "load_model", "save_checkpoint", "save_compa
 # The recipe's word for each element type, and the name torch and the digests give it.
 DTYPES: Mapping[str, str] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
-_EXPECTED = "expected a folder, GGUF file or hub id of a causal language model"
+_EXPECTED = "expected a folder, GGUF file or hub id of a causal or masked language model"
 _HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 
 
@@ -32,7 +32,7 @@ class LoadedModel:
     """A model in evaluation mode, with its tokenizer.
 
     Attributes:
-        module: the causal language model.
+        module: the language model, causal or masked.
         tokenizer: of that model.
         name: what people call it; never a path.
     """
@@ -44,6 +44,24 @@ class LoadedModel:
     def __post_init__(self) -> None:
         # Dropout would make masks and exported graphs random.
         self.module.train(False)
+
+    @property
+    def mask_token(self) -> int | None:
+        """What stands for a hidden token in a masked language model; None in a causal one.
+
+        Raises:
+            ModelError: if the tokenizer of a masked one has none.
+        """
+        known = require("transformers", "learn").MODEL_FOR_MASKED_LM_MAPPING
+        if type(self.module) is not known.get(type(self.module.config), None):
+            return None
+        token: int | None = self.tokenizer.mask_token_id
+        if token is None:
+            raise ModelError(
+                f"model '{self.name}' | is a masked language model, and its tokenizer has no "
+                "mask token; put a tokenizer that has one beside the weights"
+            )
+        return token
 
     @property
     def dtype(self) -> str:
@@ -61,15 +79,15 @@ class _Place:
 
 
 def load_model(source: str, dtype: str = "fp32") -> LoadedModel:
-    """Loads a causal language model on the CPU.
+    """Loads a causal or masked language model on the CPU.
 
     Args:
         source: a Hugging Face folder, a GGUF file, or a hub id.
         dtype: element type of the weights: `fp32`, `fp16` or `bf16`.
 
     Raises:
-        ModelError: if it is missing, cannot be fetched, is damaged, incomplete, no causal
-            language model, or of an architecture that transformers does not know.
+        ModelError: if it is missing, cannot be fetched, is damaged, incomplete, no language
+            model, or of an architecture that transformers does not know.
         RecipeError: if `dtype` is none of the three.
         RuntimeUnavailable: if torch, transformers or gguf is missing.
     """
@@ -112,12 +130,25 @@ def _config(place: _Place) -> "PretrainedConfig":
         raise ModelError(
             f"model '{place.source}' | {problem}: {first_line(error)}; {_EXPECTED}"
         ) from error
-    if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+    causal = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    if not (causal or _is_masked(config)):
         raise ModelError(
-            f"model '{place.source}' | is a '{config.model_type}', which is no causal "
-            f"language model; {_EXPECTED}"
+            f"model '{place.source}' | is a '{config.model_type}', which is neither a causal "
+            f"nor a masked language model; {_EXPECTED}"
         )
     return config
+
+
+def _is_masked(config: "PretrainedConfig") -> bool:
+    """Tells whether a model is to be loaded as a masked language model.
+
+    Most encoders can be decoders too: the checkpoint says what it is, else the config.
+    """
+    known = require("transformers", "learn").MODEL_FOR_MASKED_LM_MAPPING
+    if type(config) not in known or getattr(config, "is_decoder", False):
+        return False
+    stated = config.architectures or []
+    return not any("CausalLM" in name or "LMHead" in name for name in stated)
 
 
 def _module(place: _Place, config: "PretrainedConfig", dtype: str) -> "PreTrainedModel":
@@ -126,7 +157,9 @@ def _module(place: _Place, config: "PretrainedConfig", dtype: str) -> "PreTraine
     options: dict[str, Any] = dict(place.options) or {"config": config}
     options |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
     try:
-        module, loading = transformers.AutoModelForCausalLM.from_pretrained(
+        kind = "MaskedLM" if _is_masked(config) else "CausalLM"
+        factory = getattr(transformers, f"AutoModelFor{kind}")
+        module, loading = factory.from_pretrained(
             place.source, dtype=getattr(torch, dtype), **options
         )
     except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:

@@ -159,6 +159,7 @@ def gather_statistics(
         moments=moments,
         fisher=fisher,
         grams=grams,
+        mask_token=model.mask_token,
         progress=progress,
     )
 

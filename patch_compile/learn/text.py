@@ -3,8 +3,7 @@
 W: windows. T: tokens in a window.
 """
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patch_compile.errors import RecipeError
+from patch_compile.learn.documents import PIECE, is_dataset, read_file, stream
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,12 +42,14 @@ def windows(
 ) -> NDArray[np.int64]:
     """Picks windows of texts at random, none twice, in the order of the texts.
 
-    Each text is tokenized whole, without special tokens, and cut into windows that do not
-    overlap; a last part that fills no window is dropped.
+    Each text is read as a stream, tokenized without special tokens, and cut into windows that
+    do not overlap; a last part that fills no window is dropped. What stays in memory is four
+    bytes a token.
 
     Args:
-        sources: UTF-8 texts, or `.jsonl` with the text of each line under `text`; the tokens
-            of its documents follow each other without a mark.
+        sources: UTF-8 texts, or `.jsonl` with the text of each line under `text`, or data
+            sets, `hf:NAME:CONFIG:SPLIT`, of which as much is read as is needed. The tokens of
+            documents follow each other without a mark.
         tokenizer: of the model.
         samples: W.
         window: T.
@@ -58,10 +60,12 @@ def windows(
 
     Raises:
         RecipeError: if a text is missing, empty, not UTF-8, malformed or too short.
+        RuntimeUnavailable: if a data set is asked for and `datasets` is not installed.
     """
-    every = _cut(sources, tokenizer, samples, window)
+    every = _cut(sources, tokenizer, samples, window, seed)
     rng = np.random.default_rng(seed)
-    return every[np.sort(rng.choice(len(every), samples, replace=False))]
+    chosen = every[np.sort(rng.choice(len(every), samples, replace=False))]
+    return chosen.astype(np.int64)
 
 
 def split_windows(
@@ -75,7 +79,8 @@ def split_windows(
 ) -> Windows:
     """Shuffles the windows of texts, and sets some aside; see `windows`.
 
-    A longer run with the same seed starts with the same windows and holds out the same.
+    Of files, a longer run with the same seed starts with the same windows and holds out the
+    same.
 
     Args:
         sources: see `windows`.
@@ -85,9 +90,10 @@ def split_windows(
         holdout: windows set aside.
         seed: of the order.
     """
-    every = _cut(sources, tokenizer, needed + holdout, window)
+    every = _cut(sources, tokenizer, needed + holdout, window, seed)
     order = np.random.default_rng(seed).permutation(len(every))
-    return Windows(every[order[holdout : holdout + needed]], every[order[:holdout]])
+    parts = (order[holdout : holdout + needed], order[:holdout])
+    return Windows(*(every[part].astype(np.int64) for part in parts))
 
 
 def _cut(
@@ -95,11 +101,12 @@ def _cut(
     tokenizer: "PreTrainedTokenizerBase",
     needed: int,
     window: int,
-) -> NDArray[np.int64]:
-    """Returns all windows of the texts, int64 (W, T), `needed` at least."""
-    texts = [_tokens(Path(source), tokenizer) for source in sources]
+    seed: int,
+) -> NDArray[np.int32]:
+    """Returns all windows of the texts, int32 (W, T), `needed` at least."""
+    texts = [_tokens(source, tokenizer, needed * window, seed) for source in sources]
     parts = [text[: len(text) // window * window].reshape(-1, window) for text in texts]
-    every = np.concatenate(parts) if parts else np.empty((0, window), np.int64)
+    every = np.concatenate(parts) if parts else np.empty((0, window), np.int32)
     if len(every) < needed:
         names = ", ".join(f"'{source}'" for source in sources)
         raise RecipeError(
@@ -109,48 +116,35 @@ def _cut(
     return every
 
 
-def _tokens(path: Path, tokenizer: "PreTrainedTokenizerBase") -> NDArray[np.int64]:
-    documents = list(_documents(path))
-    if not documents:
-        raise RecipeError(f"text '{path}' | is empty; give a text to calibrate on")
-    # Not verbose: a text longer than the model's context is what we want here.
-    encoded = tokenizer(documents, add_special_tokens=False, verbose=False)["input_ids"]
-    return np.concatenate([np.asarray(ids, np.int64) for ids in encoded])
+def _tokens(
+    source: str | Path, tokenizer: "PreTrainedTokenizerBase", enough: int, seed: int
+) -> NDArray[np.int32]:
+    """Returns the tokens of a file, or of as much of a data set as is enough."""
+    endless = is_dataset(source)
+    documents = stream(str(source), seed) if endless else read_file(Path(source))
+    found: list[NDArray[np.int32]] = []
+    for group in _grouped(documents):
+        # Not verbose: a text longer than the model's context is what we want here.
+        encoded = tokenizer(group, add_special_tokens=False, verbose=False)["input_ids"]
+        found += [np.asarray(ids, np.int32) for ids in encoded]
+        if endless and sum(map(len, found)) >= enough:
+            break
+    if not found:
+        raise RecipeError(f"text '{source}' | is empty; give a text to calibrate on")
+    return np.concatenate(found)
 
 
-def _documents(path: Path) -> Iterator[str]:
-    """Yields the parts of a text that are not blank."""
-    text = _read(path)
-    if path.suffix != ".jsonl":
-        parts = [text]
-    else:
-        lines = text.split("\n")
-        parts = [_field(path, i, line) for i, line in enumerate(lines, 1) if line.strip()]
-    yield from (part for part in parts if part.strip())
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text("utf-8")
-    except OSError as error:
-        raise RecipeError(
-            f"text '{path}' | cannot be read: {error.strerror}; give a UTF-8 text file"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise RecipeError(
-            f"text '{path}' | is not UTF-8 at byte {error.start}; convert it first"
-        ) from error
-
-
-def _field(path: Path, number: int, line: str) -> str:
-    try:
-        text = json.loads(line)["text"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise RecipeError(_malformed(path, number)) from error
-    if not isinstance(text, str):
-        raise RecipeError(_malformed(path, number))
-    return text
-
-
-def _malformed(path: Path, number: int) -> str:
-    return f"text '{path}' | line {number} is not a JSON object with a string under 'text'"
+def _grouped(documents: Iterable[str]) -> Iterator[list[str]]:
+    """Gathers documents that are not blank to lists of about `PIECE` characters."""
+    group: list[str] = []
+    size = 0
+    for document in documents:
+        if not document.strip():
+            continue
+        group.append(document)
+        size += len(document)
+        if size >= PIECE:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group

@@ -107,7 +107,10 @@ def _garbage(folder: Path) -> None:
         (_config("{"), "not a valid JSON"),
         (_config("{}"), "model_type"),
         (_config('{"model_type": "no-such"}'), "does not recognize this architecture"),
-        (_config('{"model_type": "vit"}'), "is a 'vit', which is no causal language model"),
+        (
+            _config('{"model_type": "vit"}'),
+            "is a 'vit', which is neither a causal nor a masked",
+        ),
         (_garbage, "deserializing"),
         (lambda folder: (folder / "model.safetensors").unlink(), "no file named"),
         (_edit_weights(lambda weights, name: weights.pop(name)), r"lacks 1 weights \['model"),

@@ -44,6 +44,15 @@ def tiny_config(kind: str, layers: int = 2) -> Any:
         return transformers.GPT2Config(
             **_SHAPE, n_embd=64, n_layer=layers, n_head=4, n_positions=64
         )
+    if kind == "bert":
+        return transformers.BertConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=64,
+            intermediate_size=172,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            max_position_embeddings=64,
+        )
     assert kind == "opt"
     return transformers.OPTConfig(
         **_SHAPE,
@@ -60,22 +69,30 @@ def tiny_model(kind: str = "llama", layers: int = 2, dtype: str = "float32") -> 
     """A model whose weights are random, biases too, so that none can be mistaken."""
     torch.manual_seed(0)
     config = tiny_config(kind, layers)
-    factory: Any = transformers.AutoModelForCausalLM
-    module = factory.from_config(config)
+    masked = kind == "bert"
+    factory: Any = transformers.AutoModelForMaskedLM if masked else None
+    module = (factory or transformers.AutoModelForCausalLM).from_config(config)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             if name.endswith("bias"):
                 parameter.normal_(0.0, 0.1)
-    return LoadedModel(module.to(getattr(torch, dtype)), tiny_tokenizer(), f"tiny-{kind}")
+    return LoadedModel(
+        module.to(getattr(torch, dtype)), tiny_tokenizer(masked), f"tiny-{kind}"
+    )
 
 
-def tiny_tokenizer() -> Any:
-    """One token a word: `w0` is 0, `w1` is 1, and so on; it puts `w0` before every text."""
+def tiny_tokenizer(masked: bool = False) -> Any:
+    """One token a word: `w0` is 0, `w1` is 1, and so on; it puts `w0` before every text.
+
+    That of a masked model hides words behind `w1`.
+    """
     words = {f"w{i}": i for i in range(VOCABULARY)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     factory: Any = transformers.PreTrainedTokenizerFast
     fast = factory(tokenizer_object=tokenizer, unk_token="w0", bos_token="w0")
+    if masked:
+        fast.mask_token = "w1"
     fast.add_bos_token = True
     return fast
 

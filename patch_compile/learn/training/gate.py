@@ -1,8 +1,9 @@
 """Gates: what stands between a frozen weight and its layer while masks are learned.
 
 A gate turns W into W * M, with M = T + (1 - T) P: T says how dense each tile is, P is the
-pattern of a sparse tile (PATCH, arXiv 2509.23410, section 3). Nothing of the size of W is kept
-for the backward pass: masks are drawn again, slice by slice.
+pattern of a sparse tile (PATCH, arXiv 2509.23410, section 3). M itself is never made: with
+S = W P, a sparse tile, W M = S + T (W - S). Nothing of the size of W is kept for the backward
+pass: patterns are drawn again, slice by slice.
 
 The penalties of the objective act on M alone, so their gradients join those of the loss here,
 in the backward pass; a graph of their own would store every mask.
@@ -191,13 +192,19 @@ class Gate(nn.Module):
         annealed = self.moment.tile
         return sums * density * (1 - density) * (annealed.scale / annealed.temperature)
 
-    def expand(self, tiles: Tensor, rows: slice) -> Tensor:
-        """Repeats one value a tile, (R, C), over some rows of the weight, (n, K)."""
-        height, width = self._tile
-        n, k = self.grid.shape
-        here = torch.arange(rows.start, min(rows.stop, n), device=tiles.device) // height
-        chosen = tiles[here]
-        return chosen if width == 1 else chosen.repeat_interleave(width, 1)[:, :k]
+    def widened(self, tiles: Tensor) -> Tensor:
+        """Repeats one value a tile, (R, C), along K, (R, K)."""
+        width = self._tile[1]
+        k = self.grid.shape[1]
+        return tiles if width == 1 else tiles.repeat_interleave(width, 1)[:, :k]
+
+    def heightened(self, widened: Tensor, rows: slice) -> Tensor:
+        """Repeats values of tile rows, (R, K), over some rows of the weight, (n, K)."""
+        height = self._tile[0]
+        if height == 1:
+            return widened[rows]
+        here = torch.arange(rows.start, rows.stop, device=widened.device) // height
+        return widened.index_select(0, here)
 
     def total(self, values: Tensor, rows: slice, sums: Tensor) -> None:
         """Adds values (n, K) of some rows to the sums of their tiles, (R, C)."""
@@ -214,7 +221,7 @@ class Gate(nn.Module):
         n, k = self.grid.shape
         step = max(1, _SLICE.get(device.type, _SLICE["other"]) // k)
         for start in range(0, n, step):
-            yield slice(start, start + step)
+            yield slice(start, min(start + step, n))
 
     @property
     def _tile(self) -> tuple[int, int]:
@@ -252,8 +259,8 @@ class _Masked(torch.autograd.Function):
         masked = torch.empty_like(weight, dtype=gate.moment.dtype or weight.dtype)
         norm = torch.zeros((), dtype=torch.float64, device=weight.device)
         density, generator = gate.drawn(tiles)
-        for part in _parts(gate, density, stored, generator):
-            product = weight[part.rows].float() * part.mask
+        for part in _parts(gate, weight, density, stored, generator):
+            product = part.masked()
             masked[part.rows] = product
             # Within a slice float32 is exact enough, and several times as fast.
             norm += torch.linalg.vector_norm(product).square()
@@ -269,52 +276,57 @@ class _Masked(torch.autograd.Function):
         density, generator = gate.drawn(tiles)
         sums = gate.pull.budget * gate.gains.expand_as(tiles) if learns_tiles else None
         slopes = torch.empty_like(stored) if learns_pattern else None
-        for part in _parts(gate, density, stored, generator):
-            grad = _mask_gradient(grads[0][part.rows], weight[part.rows], part.mask, gate.pull)
+        for part in _parts(gate, weight, density, stored, generator):
+            grad = part.pulled(grads[0][part.rows].float(), gate.pull)
             if slopes is not None:
-                share = grad * (1 - part.dense)
                 slopes[part.rows] = gate.pattern.gradient(
-                    share, part.kept, gate.moment.pattern
+                    part.share(grad), part.kept, gate.moment.pattern
                 )
             if sums is not None:
-                gate.total(grad * (1 - part.pattern), part.rows, sums)
+                # d(W M)/dT = W - S, summed over the tile.
+                gate.total((part.weight - part.sparse).mul_(grad), part.rows, sums)
         slope = None if sums is None else gate.tile_gradient(density, sums)
         return None, slope, slopes, None
 
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """The mask of a slice of rows.
+    """A slice of rows of a masked weight.
 
     Attributes:
         rows: of the weight.
+        weight: W, float32 (n, K).
         dense: T, float32 (n, K).
-        pattern: P, (n, K) or (n, 1).
+        sparse: S, float32 (n, K).
         kept: what the pattern's gradient needs.
-        mask: T + (1 - T) P, float32 (n, K).
     """
 
     rows: slice
+    weight: Tensor
     dense: Tensor
-    pattern: Tensor
+    sparse: Tensor
     kept: Any
-    mask: Tensor
+
+    def masked(self) -> Tensor:
+        """Returns W M, float32 (n, K)."""
+        return torch.lerp(self.sparse, self.weight, self.dense)
+
+    def pulled(self, grad: Tensor, pull: Pull) -> Tensor:
+        """Adds the norm's part, as of W M, to the gradient of W M, (n, K)."""
+        return torch.add(grad, self.masked(), alpha=-pull.norm) if pull.norm else grad
+
+    def share(self, grad: Tensor) -> Tensor:
+        """Returns the gradient of the pattern, (n, K), from that of W M."""
+        whole = grad * self.weight
+        return whole.addcmul_(whole, self.dense, value=-1.0)
 
 
 def _parts(
-    gate: Gate, density: Tensor, stored: Tensor, generator: Generator | None
+    gate: Gate, weight: Tensor, density: Tensor, stored: Tensor, generator: Generator | None
 ) -> Iterator[_Part]:
-    """Draws a gate's mask, slice by slice; the same at every call of one moment."""
+    """Draws a gate's patterns, slice by slice; the same at every call of one moment."""
+    widened = gate.widened(density)
     for rows in gate.slices(density.device):
-        dense = gate.expand(density, rows)
         pattern, kept = gate.pattern.sample(stored[rows], gate.moment.pattern, generator)
-        yield _Part(rows, dense, pattern, kept, (1 - dense).mul_(pattern).add_(dense))
-
-
-def _mask_gradient(grad: Tensor, weight: Tensor, mask: Tensor, pull: Pull) -> Tensor:
-    """Returns dL/dM, float32 (n, K), from dL/d(W M), the loss's part and the norm's."""
-    weight = weight.float()
-    total = grad.float()
-    if pull.norm:
-        total = total - pull.norm * weight * mask
-    return total * weight
+        whole = weight[rows].float()
+        yield _Part(rows, whole, gate.heightened(widened, rows), whole * pattern, kept)

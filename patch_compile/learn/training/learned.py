@@ -203,6 +203,7 @@ def _trainer(
         recipe,
         start.settings,
         _penalties(linears, start, recipe),
+        model.mask_token,
     )
 
 

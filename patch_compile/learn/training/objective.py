@@ -11,23 +11,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from patch_compile.learn.questions import UNASKED
 from patch_compile.learn.training.gate import Gate, Pull
 
 __all__ = ["Penalties", "language_loss"]
 
 
-def language_loss(logits: Tensor, ids: Tensor, dense: Tensor | None) -> Tensor:
+def language_loss(logits: Tensor, answers: Tensor, dense: Tensor | None) -> Tensor:
     """Returns a batch's mean loss in nats a token.
 
     Args:
         logits: (B, T, V) of the masked model.
-        ids: int64 (B, T).
+        answers: int64 (B, T), right at each position; see `questions`.
         dense: (B, T, V) of the dense model: the loss is KL(dense || masked) at every
-            position; None: the cross entropy of the next tokens.
+            position; None: the cross entropy of the answers.
     """
     if dense is None:
-        flat = logits[:, :-1].flatten(0, 1).float()
-        return nn.functional.cross_entropy(flat, ids[:, 1:].flatten())
+        flat = logits.flatten(0, 1).float()
+        return nn.functional.cross_entropy(flat, answers.flatten(), ignore_index=UNASKED)
     masked = logits.flatten(0, 1).float().log_softmax(-1)
     target = dense.flatten(0, 1).float().log_softmax(-1)
     return nn.functional.kl_div(masked, target, log_target=True, reduction="batchmean")

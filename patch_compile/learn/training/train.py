@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from patch_compile.errors import ModelError
+from patch_compile.learn.questions import questions
 from patch_compile.learn.training.gate import Gate, Moment, parameters_of
 from patch_compile.learn.training.noise import Draw
 from patch_compile.learn.training.objective import Penalties, language_loss
@@ -67,6 +68,7 @@ class Trainer:
         recipe: what was asked.
         settings: of the method.
         penalties: of the objective.
+        mask_token: of a masked language model; None for a causal one.
         step: steps done.
     """
 
@@ -79,6 +81,7 @@ class Trainer:
     recipe: LearnRecipe
     settings: Settings
     penalties: Penalties
+    mask_token: int | None = None
     step: int = 0
 
     def run(self, after: Callable[[Record], None]) -> None:
@@ -138,15 +141,16 @@ class Trainer:
     def loss(self, ids: Tensor) -> Tensor:
         """Returns the loss of a batch, int64 (B, T), in nats a token."""
         dense = None
+        ids, answers = questions(ids, self.mask_token)
         if self.recipe.distill:
             # The same weights with open gates: a teacher that needs no memory of its own.
             with torch.no_grad(), self._opened():
                 dense = self._logits_of(ids)
-        return language_loss(self._logits_of(ids), ids, dense)
+        return language_loss(self._logits_of(ids), answers, dense)
 
     @torch.no_grad()
     def judge(self, windows: NDArray[np.int64]) -> tuple[float, float]:
-        """Returns the next-token loss of hard masks on windows never learned from.
+        """Returns the loss of hard masks on windows never learned from.
 
         Returns:
             nats a token, and the density of the hard masks.
@@ -156,8 +160,8 @@ class Trainer:
         self.moment.draw = None
         losses = []
         for window in windows:
-            ids = self._tensor(window[None])
-            losses.append(language_loss(self._logits_of(ids), ids, None).item())
+            ids, answers = questions(self._tensor(window[None]), self.mask_token)
+            losses.append(language_loss(self._logits_of(ids), answers, None).item())
         return float(np.mean(losses)), self._density()
 
     def _logits_of(self, ids: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from patch_compile.learn.questions import questions
 from patch_compile.learn.training.gate import Gate, Moment
 from patch_compile.learn.training.objective import Penalties, language_loss
 from patch_compile.learn.training.patterns import FixedPattern
@@ -87,7 +88,9 @@ def test_the_loss_of_a_text_is_that_of_its_next_tokens() -> None:
     expected = [
         -logits[b, t].log_softmax(-1)[ids[b, t + 1]] for b in range(2) for t in range(4)
     ]
-    torch.testing.assert_close(language_loss(logits, ids, None), torch.stack(expected).mean())
+    torch.testing.assert_close(
+        language_loss(logits, questions(ids, None)[1], None), torch.stack(expected).mean()
+    )
 
 
 def test_distillation_is_the_divergence_from_the_dense_model() -> None:
