@@ -45,20 +45,38 @@ def _row(sparsity: float, **options: Any) -> LearnRecipe:
     return LearnRecipe(sparsity=(sparsity,), **options)
 
 
+_ONE_SHOT = ("magnitude", "wanda", "sparsegpt", "descent")
+
 ROWS: Mapping[str, LearnRecipe] = {
+    **{f"{method} 2:4": _row(0.5, method=method, tile="weight") for method in _ONE_SHOT},
     **{
-        f"{method} 2:4": _row(0.5, method=method, tile="weight")
-        for method in ("magnitude", "wanda")
+        f"{method} unstructured {sparsity:.0%}": _row(
+            sparsity, method=method, structure="unstructured"
+        )
+        for sparsity in (0.25, 0.4, 0.5)
+        for method in ("wanda", "sparsegpt")
     },
     **{
-        f"wanda {tile} {sparsity:.0%}": _row(sparsity, tile=tile)
+        f"{method} {tile} {sparsity:.0%}": _row(sparsity, method=method, tile=tile)
+        for method in ("wanda", "descent")
         for sparsity in (0.25, 0.4)
         for tile in ("64x64", "band:64", "column:64", "weight")
     },
-    "wanda FFN only 37.5%": _row(0.5, tile="weight", include=("*.mlp.*",)),
+    **{
+        f"{method} FFN only 37.5%": _row(
+            0.5, method=method, tile="weight", include=("*.mlp.*",)
+        )
+        for method in ("wanda", "descent")
+    },
     **{
         f"topk-ste weight {sparsity:.0%}": _row(
             sparsity, method="topk-ste", steps=600, lr=0.01, **_LEARNED
+        )
+        for sparsity in (0.25, 0.4)
+    },
+    **{
+        f"topk-ste from descent weight {sparsity:.0%}": _row(
+            sparsity, method="topk-ste", prior="descent", steps=600, lr=0.007, **_LEARNED
         )
         for sparsity in (0.25, 0.4)
     },
