@@ -30,7 +30,18 @@ Method = Literal[
 Selection = Literal["fisher", "error", "learned"]
 Tie = Literal["mlp", "heads"]
 FloatType = Literal["fp32", "fp16", "bf16"]
-LoweringChoice = Literal["auto", "dense", "whole", "columns", "reduction", "cover"]
+LoweringChoice = Literal[
+    "auto",
+    "dense",
+    "whole",
+    "columns",
+    "reduction",
+    "cover",
+    "residual",
+    "branches",
+    "sink-order",
+    "merge",
+]
 
 
 @dataclass(frozen=True)
@@ -39,7 +50,8 @@ class CompileRecipe:
 
     Attributes:
         lowering: `auto` takes the cheapest; any other name forces that form wherever it
-            leaves a 2:4 piece.
+            leaves a 2:4 piece. `branches`, `sink-order` and `merge` join several weights;
+            `merge` cuts each of them as `auto` does.
         restore: give weights that are computed in a dense piece their unpruned values; the
             default keeps the masked model exactly.
         min_gain: the least share of multiply-adds a cut must save, 0 to 1.
