@@ -18,7 +18,7 @@ from patch_compile.tiles.blocks import (
 from patch_compile.tiles.cost import Cost, MultiplyAdds
 from patch_compile.tiles.operations import Operations, in_order, of_group, of_pieces
 from patch_compile.tiles.plan import BlockLowering, GroupPlan, Plan, WeightPlan
-from patch_compile.tiles.planner import plan_weight, saving
+from patch_compile.tiles.planner import NO_BLOCK, plan_weight, saving
 from patch_compile.tiles.weight_mask import WeightMask, concatenate
 
 __all__ = ["plan_weights"]
@@ -69,8 +69,7 @@ def plan_weights(
         plans |= {plan.weight: plan for plan in choice.plans}
         groups += choice.groups
     groups += _merges(planner, structure, plans, groups)
-    told = tuple(_with_order(plan, structure) for plan in plans.values())
-    return Plan(told, tuple(groups))
+    return Plan(tuple(_told(plan, structure) for plan in plans.values()), tuple(groups))
 
 
 def _of_block(planner: _Planner, block: Block, plans: Mapping[str, WeightPlan]) -> _Choice:
@@ -194,12 +193,12 @@ def _explained(choice: _Choice, reason: str) -> _Choice:
     return _Choice(plans, tuple(replace(group, reason=reason) for group in choice.groups))
 
 
-def _with_order(plan: WeightPlan, structure: Structure) -> WeightPlan:
+def _told(plan: WeightPlan, structure: Structure) -> WeightPlan:
     """Says why a Gather restores the order of N, where one does."""
     if plan.lowering not in ("columns", "cover") or in_order(plan.pieces):
         return plan
     blocks = [block for block in structure.blocks if plan.weight in block.rows]
-    why = "what reads it is more than elementwise operations before one product"
+    why = NO_BLOCK
     if blocks:
         why = blocks[0].refusal or "the product that sums over it is cut otherwise"
     return replace(plan, reason=f"{plan.reason}; a Gather restores the order: {why}")

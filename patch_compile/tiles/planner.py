@@ -16,9 +16,13 @@ from patch_compile.tiles.operations import of_pieces
 from patch_compile.tiles.plan import Lowering, Piece, Role, Span, WeightPlan, joined
 from patch_compile.tiles.weight_mask import WeightMask, concatenate
 
-__all__ = ["over_all_columns", "plan_weight", "saving", "spans_of"]
+__all__ = ["NO_BLOCK", "over_all_columns", "plan_weight", "saving", "spans_of"]
 
 Pieces = tuple[Piece, ...]
+
+# Attention is such a case: Reshape, Expand and rotary operations carry the number of heads in
+# forms that differ by exporter, so heads are not split.
+NO_BLOCK = "more than elementwise operations lie between it and one other product"
 
 
 def plan_weight(
@@ -52,7 +56,7 @@ def _decide(
     if recipe.lowering == "auto" or recipe.lowering == "merge":
         return _cheapest(mask, dense, recipe.min_gain, cost)
     if recipe.lowering == "branches" or recipe.lowering == "sink-order":
-        return "dense", dense, f"'{recipe.lowering}' was forced but the weight is in no group"
+        return "dense", dense, f"'{recipe.lowering}' was forced but {NO_BLOCK}"
     if recipe.lowering == "dense":
         return "dense", dense, "forced by the recipe"
     forced = _CUTS[recipe.lowering](mask)
