@@ -5,8 +5,7 @@ N: out features. K: in features.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
+from itertools import pairwise
 
 from patch_compile.tiles.cost import Cost
 from patch_compile.tiles.plan import (
@@ -16,7 +15,6 @@ from patch_compile.tiles.plan import (
     Span,
     WeightPlan,
     by_first,
-    indices,
     joined,
     length,
 )
@@ -88,8 +86,8 @@ def of_pieces(shape: tuple[int, int], pieces: Sequence[Piece]) -> Operations:
 def in_order(pieces: Sequence[Piece]) -> bool:
     """Whether the pieces' rows, joined by their first, come in the order of N."""
     bands = list(dict.fromkeys(pieces[index].rows for index in by_first(pieces)))
-    order = np.concatenate([indices(rows) for rows in bands])
-    return bool((np.diff(order) > 0).all())
+    spans = [span for rows in bands for span in rows]
+    return all(one[1] <= two[0] for one, two in pairwise(spans))
 
 
 def of_group(group: GroupPlan, plans: Sequence[WeightPlan]) -> Operations:

@@ -13,7 +13,7 @@ from patch_compile.tiles.cost import Cost, MultiplyAdds
 from patch_compile.tiles.cover import minimum_cover
 from patch_compile.tiles.geometry import TileGrid
 from patch_compile.tiles.operations import of_pieces
-from patch_compile.tiles.plan import Lowering, Piece, Role, Span, WeightPlan, joined
+from patch_compile.tiles.plan import Lowering, Piece, Role, Span, WeightPlan
 from patch_compile.tiles.weight_mask import WeightMask, concatenate
 
 __all__ = ["NO_BLOCK", "over_all_columns", "plan_weight", "saving", "spans_of"]
@@ -170,6 +170,8 @@ def _cut(
 
 def spans_of(edges: Sequence[int], chosen: NDArray[np.bool_]) -> tuple[Span, ...]:
     """Joins the chosen intervals between edges to spans that never touch."""
-    return joined(
-        (edges[index], edges[index + 1]) for index in np.flatnonzero(chosen).tolist()
+    turns = np.flatnonzero(np.diff(chosen, prepend=False, append=False)).tolist()
+    return tuple(
+        (edges[start], edges[stop])
+        for start, stop in zip(turns[::2], turns[1::2], strict=True)
     )
