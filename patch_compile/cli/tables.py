@@ -59,7 +59,7 @@ def _report_row(weight: WeightReport) -> tuple[str, ...]:
 
 def _form(weight: WeightReport) -> str:
     joined = weight.group not in (None, weight.lowering)
-    return f"{weight.lowering}, {weight.group}" if joined else weight.lowering
+    return f"{weight.lowering}+{weight.group}" if joined else weight.lowering
 
 
 def totals(report: Report) -> str:

@@ -76,7 +76,7 @@ def _of_block(planner: _Planner, block: Block, plans: Mapping[str, WeightPlan]) 
     """The cheapest choice for a block's weights; no group if their own plans are as good."""
     members = tuple(plans[name] for name in block.weights if name in plans)
     forced = planner.recipe.lowering
-    forms = [form for form in _BLOCK_FORMS if forced in ("auto", form)]
+    forms: list[BlockLowering] = [f for f in _BLOCK_FORMS if forced in ("auto", f)]
     if not forms or all(plan.reason == "every tile is dense" for plan in members):
         return _Choice(members)
     why = _refused(block, plans)

@@ -33,8 +33,8 @@ SHAPES = {
 Masks = dict[str, list[WeightMask]]
 
 
-@dataclass(frozen=True)
-class Slow:
+@dataclass(frozen=True, kw_only=True)
+class Slow(MultiplyAdds):
     """Every operation has a price of its own, as on a GPU."""
 
     launch: float
@@ -52,7 +52,7 @@ class Slow:
 
 
 prices = st.sampled_from([0.0, 1.0, 30.0, 1000.0])
-costs = st.just(MultiplyAdds()) | st.builds(Slow, prices, prices, prices)
+costs = st.just(MultiplyAdds()) | st.builds(Slow, launch=prices, move=prices, add=prices)
 tiles = st.sampled_from(["weight", "band:4", "band:8", "column:8", "8x8"])
 
 
@@ -151,13 +151,17 @@ def test_whole_last_weight_takes_the_order() -> None:
 def test_dear_sums_are_not_made() -> None:
     """Where an Add costs more than all products, branches do not pay."""
     some = tied([True, False, True, False])
-    plan = plan_weights(some, STRUCTURE, CompileRecipe(min_gain=0.0), Slow(0.0, 0.0, 1e9))
+    plan = plan_weights(
+        some, STRUCTURE, CompileRecipe(min_gain=0.0), Slow(launch=0.0, move=0.0, add=1e9)
+    )
     assert all(group.lowering != "branches" for group in plan.groups)
 
 
 def test_dear_moves_leave_products_apart() -> None:
     some = tied([True, False, True, False])
-    plan = plan_weights(some, STRUCTURE, CompileRecipe(min_gain=0.0), Slow(0.0, 1e9, 0.0))
+    plan = plan_weights(
+        some, STRUCTURE, CompileRecipe(min_gain=0.0), Slow(launch=0.0, move=1e9, add=0.0)
+    )
     (group,) = plan.groups
     assert (group.lowering, group.merged) == ("branches", False)
 
