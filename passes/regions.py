@@ -201,12 +201,12 @@ def _odd_shapes(
     for made in (value, *(node.outputs[0] for node in products)):
         if made.shape is None or made.shape.rank() != 2:
             yield f"a Reshape lies between them and '{made.name}' is not known to be 2-D"
-    for node in nodes:
-        for operand in _operands(node):
-            tensor = constant_tensor(operand)
-            if tensor is not None and not _is_row(tensor, features):
-                shape = tuple(tensor.shape.numpy())
-                yield f"constant '{operand.name}' of shape {shape} stands beside a Reshape"
+    made_here = {node.outputs[0] for node in (*products, *nodes)}
+    for operand in (value for node in nodes for value in _operands(node)):
+        tensor = constant_tensor(operand)
+        if operand in made_here or (tensor is not None and _is_row(tensor, features)):
+            continue
+        yield f"'{operand.name}' stands beside a Reshape and is no constant along one axis"
 
 
 def _is_row(tensor: ir.TensorProtocol, features: int) -> bool:

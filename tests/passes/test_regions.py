@@ -140,6 +140,28 @@ def test_reshape_on_three_axes_is_refused() -> None:
     assert "a Reshape lies between them and" in region.reason
 
 
+@pytest.mark.parametrize("operand", ["scale", "odd"])
+def test_operand_with_rows_of_its_own_is_refused_beside_a_reshape(operand: str) -> None:
+    """Dropping the Reshapes would broadcast it along other rows."""
+    flat = node("Constant", [], ["flat"], value_ints=[-1, K])
+    back = node("Constant", [], ["back"], value_ints=[2, 3, INNER])
+    again = node("Constant", [], ["again"], value_ints=[-1, INNER])
+    model = graph(
+        [
+            *(flat, back, again),
+            node("Reshape", ["x", "flat"], ["x2"]),
+            node("MatMul", ["x2", "g"], ["gate"], name="gate"),
+            node("Reshape", ["gate", "back"], ["gate3"]),
+            node("Mul", ["gate3", operand], ["m"]),
+            node("Reshape", ["m", "again"], ["h"]),
+            LAST,
+        ]
+    )
+    region = found(model)
+    assert isinstance(region, Uncut)
+    assert f"'{operand}' stands beside a Reshape" in region.reason
+
+
 def test_long_chains_end_the_search() -> None:
     chain = [
         node("Neg", [f"n{i}"] if i else ["gate"], [f"n{i + 1}"], name=f"neg{i}")
