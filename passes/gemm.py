@@ -6,7 +6,7 @@ import onnx_ir as ir
 from onnxscript.rewriter import MatchResult
 from onnxscript.rewriter.pattern import RewriteRuleClassBase
 
-from patch_compile.passes.lowering import Jobs
+from patch_compile.passes.jobs import Jobs
 from patch_compile.passes.sites import constant_weight
 
 __all__ = ["MatMulFromGemm"]

@@ -1,10 +1,10 @@
-"""What the lowering rules share: the job of each weight, its pieces, and the index moves.
+"""What the lowering rules share: how they match, and the nodes that they write.
 
 N: out features. K: in features. M: tokens (every leading axis of X).
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,75 +13,19 @@ from numpy.typing import NDArray
 from onnxscript.rewriter import MatchResult
 from onnxscript.rewriter.pattern import RewriteRule, RewriteRuleClassBase
 
-from patch_compile.io.piece_tensor import PieceTensor, StoredWeight
-from patch_compile.passes.sites import LOWERING, ROLE, WEIGHT, constant_weight
-from patch_compile.tiles.plan import Lowering, Piece, Span, WeightPlan, block_size, indices
+from patch_compile.io.piece_tensor import PieceTensor, StackedTensor
+from patch_compile.passes.jobs import Job, Jobs
+from patch_compile.passes.sites import LOWERING, ROLE, WEIGHT
+from patch_compile.tiles.plan import (
+    GroupLowering,
+    Lowering,
+    Span,
+    block_size,
+    indices,
+    length,
+)
 
-__all__ = ["Emitter", "Job", "Jobs", "LoweringRule", "as_rule"]
-
-
-@dataclass(frozen=True)
-class Job:
-    """One weight to lower.
-
-    Attributes:
-        plan: the decision.
-        weight: the original tensor.
-        keep: returns the packed keep mask, uint8 (N, ceil(K/8)), of the whole weight.
-        restore: dense pieces take the unpruned values.
-        aliases: other values of the graph that hold the same tensor.
-    """
-
-    plan: WeightPlan
-    weight: StoredWeight
-    keep: Callable[[], NDArray[np.uint8]]
-    restore: bool
-    aliases: tuple[str, ...] = ()
-
-    def tensor(self, piece: Piece, name: str) -> PieceTensor:
-        """Describes one piece's data, made when it is written."""
-        unpruned = self.restore and piece.role == "dense"
-        return PieceTensor(self.weight, piece, None if unpruned else self.keep, name)
-
-
-@dataclass(frozen=True)
-class Jobs:
-    """All jobs of one run, by weight name, and the piece values made so far.
-
-    `stamp` is written into the model's metadata: it names the masks that were taken.
-
-    A weight that two MatMuls share gets one set of pieces: they are named after the first
-    output that needs them and reused for the next.
-    """
-
-    # Left out of repr: passes print themselves in errors, and this is the whole model.
-    by_weight: Mapping[str, Job] = field(repr=False)
-    taken: set[str] = field(repr=False)
-    nodes: set[str] = field(repr=False)
-    stamp: str = ""
-    made: dict[tuple[str, int], ir.Value] = field(default_factory=dict, repr=False)
-
-    def find(self, node: ir.Node) -> Job | None:
-        """Returns the job of the weight a node multiplies by, if there is one."""
-        weight = constant_weight(node)
-        return None if weight is None else self.by_weight.get(weight[0].name or "")
-
-    def fresh(self, name: str) -> str:
-        """Returns a value name that nothing in the model has."""
-        return _fresh(name, self.taken)
-
-    def fresh_node(self, name: str) -> str:
-        """Returns a node name that nothing in the model has."""
-        return _fresh(name, self.nodes)
-
-
-def _fresh(name: str, taken: set[str]) -> str:
-    unique, count = name, 1
-    while unique in taken:
-        count += 1
-        unique = f"{name}_{count}"
-    taken.add(unique)
-    return unique
+__all__ = ["Emitter", "LoweringRule", "as_rule", "products", "wide_product"]
 
 
 class LoweringRule(RewriteRuleClassBase):
@@ -91,7 +35,7 @@ class LoweringRule(RewriteRuleClassBase):
     have names that no job has.
     """
 
-    lowering: Lowering
+    lowering: Lowering | GroupLowering
 
     def __init__(self, jobs: Jobs) -> None:
         super().__init__(name=type(self).__name__)
@@ -108,8 +52,12 @@ class LoweringRule(RewriteRuleClassBase):
         job = None if node is None else self.jobs.find(node)
         if job is None:
             return result.fail("the weight has no plan", y)
-        if job.plan.lowering != self.lowering:
-            return result.fail(f"the plan says '{job.plan.lowering}'", y)
+        group = self.jobs.group(job)
+        planned = job.plan.lowering if group is None else group.lowering
+        if planned != self.lowering:
+            return result.fail(f"the plan says '{planned}'", y)
+        if group is not None and group.columns not in (None, job.plan.weight):
+            return result.fail("it goes with the product that sums over its features", y)
         return result
 
     def emit(self, op: Any, y: ir.Value) -> "Emitter":
@@ -142,12 +90,19 @@ class Emitter:
     def product(self, x: ir.Value, index: int) -> ir.Value:
         """`X @ W_piece`, marked with the piece's role."""
         piece = self.job.plan.pieces[index]
-        shape = self._like(x, piece.shape[0])
-        out = self._call("MatMul", [x, self._piece(index)], f"{piece.role}_{index}", shape)
+        return self.multiply(x, self._piece(index), piece.role, f"{piece.role}_{index}")
+
+    def multiply(self, x: ir.Value, weight: ir.Value, role: str, label: str) -> ir.Value:
+        """`X @ W` for a weight that a rule made, marked with its role."""
+        assert weight.const_value is not None
+        width = int(weight.const_value.shape.numpy()[1])
+        out = self._call("MatMul", [x, weight], label, self._like(x, width))
         node = out.producer()
         assert node is not None
-        node.metadata_props[ROLE] = piece.role
-        node.metadata_props[LOWERING] = self.job.plan.lowering
+        group = self.jobs.group(self.job)
+        lowering = self.job.plan.lowering if group is None else group.lowering
+        node.metadata_props[ROLE] = role
+        node.metadata_props[LOWERING] = lowering
         node.metadata_props[WEIGHT] = "+".join(self.job.plan.masks)
         return out
 
@@ -165,16 +120,46 @@ class Emitter:
 
         Parts are sorted by their first row, so that contiguous parts need no Gather.
         """
+        if len(outputs) == 1:
+            return outputs[0][0]
         parts = sorted(outputs, key=lambda part: part[1][0])
-        n = self.job.plan.shape[0]
-        whole = self._call(
-            "Concat", [value for value, _ in parts], "concat", self._like(self.y, n), axis=-1
-        )
+        whole = self.concat([value for value, _ in parts])
+        n = length([span for _, spans in parts for span in spans])
         order = np.concatenate([indices(spans) for _, spans in parts])
         if np.array_equal(order, np.arange(n)):
             return whole
         block = block_size([span for _, spans in parts for span in spans], n)
         return self._gather(whole, n, np.argsort(order), block, "order")
+
+    def concat(self, values: Sequence[ir.Value]) -> ir.Value:
+        """Puts values side by side along their last axis."""
+        widths = [value.shape[-1] for value in values if value.shape is not None]
+        known = [width for width in widths if isinstance(width, int)]
+        shape = self._like(values[0], sum(known)) if len(known) == len(values) else None
+        return self._call("Concat", values, "concat", shape, axis=-1)
+
+    def split(self, value: ir.Value, sizes: Sequence[int], label: str) -> list[ir.Value]:
+        """Cuts the last axis into parts of these sizes."""
+        node = self.y.producer()
+        assert node is not None
+        names = [
+            self.jobs.fresh(f"{self.y.name}/patch/{label}_{i}") for i in range(len(sizes))
+        ]
+        # Up to opset 12 the sizes are an attribute.
+        old = self.jobs.opset < 13
+        inputs = [value] if old else [value, self._constant(sizes, f"{label}.sizes")]
+        made: Sequence[ir.Value] = self.op.op(
+            "Split",
+            *inputs,
+            _outputs=names,
+            _name=self.jobs.fresh_node(f"{node.name or self.y.name}/patch/{label}"),
+            axis=-1,
+            **({"split": list(sizes)} if old else {}),
+        )
+        for part, size in zip(made, sizes, strict=True):
+            shape = self._like(value, size)
+            part.type, part.shape = value.type, None if shape is None else ir.Shape(shape)
+        return list(made)
 
     def add(self, a: ir.Value, b: ir.Value) -> ir.Value:
         """Adds two partial sums over K."""
@@ -185,9 +170,12 @@ class Emitter:
         if key not in self.jobs.made:
             role = self.job.plan.pieces[index].role
             name = self.jobs.fresh(f"{self.y.name}/patch/{role}_{index}.weight")
-            tensor = self.job.tensor(self.job.plan.pieces[index], name)
-            self.jobs.made[key] = self.op.initializer(tensor, name)
+            self.jobs.made[key] = self.op.initializer(self.tensor(index, name), name)
         return self.jobs.made[key]
+
+    def tensor(self, index: int, name: str) -> PieceTensor:
+        """Describes the data of one piece of the plan."""
+        return self.job.tensor(self.job.plan.pieces[index], name)
 
     def _slice(self, x: ir.Value, span: Span, label: str) -> ir.Value:
         start, stop = span
@@ -248,3 +236,34 @@ class Emitter:
         out.type = self.y.type or ir.TensorType(self.job.weight.tensor.dtype)
         out.shape = None if shape is None else ir.Shape(shape)
         return out
+
+
+def products(
+    x: ir.Value, parts: Sequence[tuple[Emitter, int]], *, merged: bool
+) -> list[ir.Value]:
+    """`X @ W` for pieces of one role over all of K: one product each, or a wide one, split."""
+    if not merged or len(parts) == 1:
+        return [emit.product(x, index) for emit, index in parts]
+    emit, first = parts[0]
+    role = emit.job.plan.pieces[first].role
+    sizes = [each.job.plan.pieces[index].shape[0] for each, index in parts]
+    return emit.split(wide_product(x, parts), sizes, f"{role}_split")
+
+
+def wide_product(x: ir.Value, parts: Sequence[tuple[Emitter, int]]) -> ir.Value:
+    """`X @ [W_a W_b ...]` over pieces of one role, side by side along N."""
+    if len(parts) == 1:
+        return parts[0][0].product(x, parts[0][1])
+    emit, first = parts[0]
+    role = emit.job.plan.pieces[first].role
+    name = emit.jobs.fresh(f"{emit.y.name}/patch/{role}_wide.weight")
+    tensor = StackedTensor([each.tensor(index, name) for each, index in parts], name)
+    weight = emit.op.initializer(tensor, name)
+    for each, index in parts:
+        emit.jobs.made[each.job.plan.weight, index] = weight
+    out = emit.multiply(x, weight, role, f"{role}_wide")
+    node = out.producer()
+    assert node is not None
+    masks = dict.fromkeys(name for each, _ in parts for name in each.job.plan.masks)
+    node.metadata_props[WEIGHT] = "+".join(masks)
+    return out

@@ -8,13 +8,18 @@ from onnx_ir.passes.common import InlinePass, RemoveUnusedNodesPass
 from onnxscript.rewriter.pattern import RewriteRule, RewriteRuleSet
 
 from patch_compile.errors import InternalError, ModelError
+from patch_compile.passes.branches import SplitBranches
 from patch_compile.passes.columns import TilePartitionColumns
 from patch_compile.passes.cover import TilePartitionCover
 from patch_compile.passes.dense import MaskDenseMatMul
 from patch_compile.passes.gemm import MatMulFromGemm
+from patch_compile.passes.jobs import Jobs
 from patch_compile.passes.legal import Interface, check_legal
-from patch_compile.passes.lowering import Jobs, LoweringRule, as_rule
+from patch_compile.passes.lowering import LoweringRule, as_rule
+from patch_compile.passes.merge import MergeMatMuls
 from patch_compile.passes.reduction import TilePartitionReduction
+from patch_compile.passes.residual import ResidualMatMul
+from patch_compile.passes.sink_order import SinkOrder
 from patch_compile.passes.sites import STAMP
 from patch_compile.passes.whole import WholeMatMul
 
@@ -33,6 +38,10 @@ LOWERING_RULES: tuple[type[LoweringRule], ...] = (
     TilePartitionColumns,
     TilePartitionReduction,
     TilePartitionCover,
+    ResidualMatMul,
+    SplitBranches,
+    SinkOrder,
+    MergeMatMuls,
 )
 
 
@@ -41,7 +50,7 @@ class LowerMatMulsPass(InPlacePass):
     """Applies every job's lowering to every product of its weight.
 
     1. Gemm over a planned weight becomes MatMul and Add.
-    2. Each MatMul takes the one rule that its plan names.
+    2. Each MatMul takes the one rule that its plan, or its group's, names.
 
     Leaves behind weights that nothing uses any more; `RemoveUnusedNodesPass` takes them.
     """

@@ -22,17 +22,18 @@ from patch_compile.io.onnx_model import external_files, load_model, save_model
 from patch_compile.names import chosen
 from patch_compile.page.render import page_of
 from patch_compile.passes.binding import Binding, bind, in_features, slice_digest
-from patch_compile.passes.lowering import Job, Jobs
+from patch_compile.passes.jobs import Jobs, jobs_of
 from patch_compile.passes.pipeline import inline, lower, node_names, value_names
 from patch_compile.passes.precision import cast_model
 from patch_compile.passes.sites import COMPILED_ALREADY, STAMP, Refusal, Site, find_sites
+from patch_compile.passes.structure import find_structure
 from patch_compile.recipe import CompileRecipe
 from patch_compile.report import Report
-from patch_compile.reporting import versions, weight_report
+from patch_compile.reporting import group_reports, versions, weight_report
 from patch_compile.tiles.geometry import Geometry
+from patch_compile.tiles.groups import plan_weights
 from patch_compile.tiles.masks import Masks
-from patch_compile.tiles.plan import Plan, WeightPlan
-from patch_compile.tiles.planner import plan_weight
+from patch_compile.tiles.plan import Plan
 from patch_compile.tiles.weight_mask import WeightMask, concatenate
 
 __all__ = [
@@ -226,9 +227,11 @@ def _planned(
     stamp = _stamp(known, recipe)
     _check_stamp(graph, stamp, left_alone)
     checked = _digests(bindings, progress) if recipe.check_digests else {}
-    plans = [plan_weight(b.site.name, b.masks, recipe) for b in bindings]
-    work = [(b, p, concatenate(b.masks)) for b, p in zip(bindings, plans, strict=True)]
-    jobs = {b.site.name: _job(b, p, m, recipe) for b, p, m in work if _changes(p, m, recipe)}
+    structure = find_structure(graph, [b.site for b in bindings])
+    plan = plan_weights({b.site.name: b.masks for b in bindings}, structure, recipe)
+    groups = {name: group for group in plan.groups for name in group.weights}
+    work = [(b, p, concatenate(b.masks)) for b, p in zip(bindings, plan.weights, strict=True)]
+    jobs = jobs_of(plan, work, restore=recipe.restore)
     report = Report(
         tuple(
             weight_report(
@@ -238,6 +241,7 @@ def _planned(
                 lowered=p.weight in jobs,
                 restore=recipe.restore,
                 checked=checked,
+                group=groups.get(p.weight),
             )
             for b, p, m in work
         ),
@@ -246,11 +250,19 @@ def _planned(
         known.made_by,
         versions(),
         inputs=_inputs(model, masks),
+        groups=group_reports(plan),
     )
     source = None if isinstance(model, ir.Model) else Path(model)
-    compiled = Compiled(Plan(tuple(plans)), report, graph, source)
     aliases = {alias: job for job in jobs.values() for alias in job.aliases}
-    return compiled, Jobs(jobs | aliases, value_names(graph), node_names(graph), stamp)
+    all_jobs = Jobs(
+        jobs | aliases,
+        value_names(graph),
+        node_names(graph),
+        stamp,
+        groups,
+        graph.opset_imports.get("", _OPSET),
+    )
+    return Compiled(plan, report, graph, source), all_jobs
 
 
 def _inputs(model: str | Path | ir.Model, masks: str | Path | Masks) -> dict[str, str]:
@@ -338,13 +350,3 @@ def _verdict_of(site: Site, mask: WeightMask, start: int, stop: int) -> str:
             "change was meant"
         )
     return "match" if key in mask.digests else "unknown"
-
-
-def _changes(plan: WeightPlan, mask: WeightMask, recipe: CompileRecipe) -> bool:
-    """Whether the model's bytes change: an all-dense piece may keep its weight as it is."""
-    return plan.lowering != "dense" or (not recipe.restore and mask.zeros() > 0)
-
-
-def _job(binding: Binding, plan: WeightPlan, mask: WeightMask, recipe: CompileRecipe) -> Job:
-    site = binding.site
-    return Job(plan, site.weight, mask.bits, recipe.restore, site.aliases)

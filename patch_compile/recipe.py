@@ -38,7 +38,18 @@ Precision = Literal["fp16", "bf16", "int8", "fp8"]
 Hardware = Literal["same", "ampere-plus", "same-capability"]
 CastType = Literal["fp16", "bf16"]
 BenchRuntime = Literal["ort-cpu", "ort-cuda", "ort-tensorrt", "ort-rtx"]
-LoweringChoice = Literal["auto", "dense", "whole", "columns", "reduction", "cover"]
+LoweringChoice = Literal[
+    "auto",
+    "dense",
+    "whole",
+    "columns",
+    "reduction",
+    "cover",
+    "residual",
+    "branches",
+    "sink-order",
+    "merge",
+]
 
 
 @dataclass(frozen=True)
@@ -47,7 +58,8 @@ class CompileRecipe:
 
     Attributes:
         lowering: `auto` takes the cheapest; any other name forces that form wherever it
-            leaves a 2:4 piece.
+            leaves a 2:4 piece. `branches`, `sink-order` and `merge` join several weights;
+            `merge` cuts each of them as `auto` does.
         restore: give weights that are computed in a dense piece their unpruned values; the
             default keeps the masked model exactly.
         min_gain: the least share of multiply-adds a cut must save, 0 to 1.

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-__all__ = ["PieceReport", "Report", "TileMap", "WeightReport"]
+__all__ = ["GroupReport", "PieceReport", "Report", "TileMap", "WeightReport"]
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ class WeightReport:
         digest: `match`, or `unknown` when the mask stores none for this element type.
         eligible: number of pieces that are 2:4 by our own check of their stored bytes.
         tile_map: None where it has too many tiles to be looked at.
+        group: the form it took with other weights, see `Report.groups`; None alone.
     """
 
     weight: str
@@ -78,6 +79,24 @@ class WeightReport:
     digest: str
     eligible: int
     tile_map: TileMap | None = None
+    group: str | None = None
+
+
+@dataclass(frozen=True)
+class GroupReport:
+    """Weights that were lowered together.
+
+    Attributes:
+        lowering: `branches`, `sink-order` or `merge`.
+        weights: the members' initializers.
+        products: what all their pieces became in the graph.
+        reason: why.
+    """
+
+    lowering: str
+    weights: tuple[str, ...]
+    products: tuple[PieceReport, ...]
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -104,17 +123,20 @@ class Report:
     versions: Mapping[str, str]
     engines: tuple[Mapping[str, Any], ...] = ()
     inputs: Mapping[str, str] = field(default_factory=dict)
+    groups: tuple[GroupReport, ...] = ()
     totals: Mapping[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "totals", _totals(self.weights))
+        object.__setattr__(self, "totals", _totals(self.weights, self.groups))
 
     def to_json(self) -> str:
         """Returns the whole report as JSON text."""
         return json.dumps({"version": 1, **asdict(self)}, indent=1) + "\n"
 
 
-def _totals(weights: tuple[WeightReport, ...]) -> dict[str, Any]:
+def _totals(
+    weights: tuple[WeightReport, ...], groups: tuple[GroupReport, ...]
+) -> dict[str, Any]:
     area = sum(w.macs for w in weights)
     pieces = [piece for weight in weights for piece in weight.pieces]
     return {
@@ -124,9 +146,12 @@ def _totals(weights: tuple[WeightReport, ...]) -> dict[str, Any]:
         "sparse_tile_share": sum(w.sparse_tile_share * w.macs for w in weights) / max(1, area),
         "macs_kept": sum(w.macs_kept for w in weights) / max(1, area),
         "pieces": len(pieces),
+        "products": sum(len(w.pieces) for w in weights if w.group is None)
+        + sum(len(group.products) for group in groups),
         "eligible": sum(w.eligible for w in weights),
         "chosen": "unknown",
         "lowerings": _counted([w.lowering for w in weights]),
+        "groups": _counted([group.lowering for group in groups]),
     }
 
 

@@ -3,18 +3,19 @@
 N: out features. K: in features.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 
 import numpy as np
 
 from patch_compile.passes.binding import Binding
-from patch_compile.report import PieceReport, WeightReport
-from patch_compile.tiles.plan import WeightPlan, indices
+from patch_compile.report import GroupReport, PieceReport, WeightReport
+from patch_compile.tiles.operations import of_group
+from patch_compile.tiles.plan import GroupPlan, Plan, WeightPlan, indices
 from patch_compile.tiles.tile_map import tile_map
 from patch_compile.tiles.weight_mask import WeightMask
 
-__all__ = ["versions", "weight_report"]
+__all__ = ["group_reports", "versions", "weight_report"]
 
 
 def weight_report(
@@ -25,6 +26,7 @@ def weight_report(
     lowered: bool,
     restore: bool,
     checked: Mapping[str, str],
+    group: GroupPlan | None = None,
 ) -> WeightReport:
     """Describes one weight of a compile.
 
@@ -35,6 +37,7 @@ def weight_report(
         lowered: the plan changes the model; a weight that loses nothing stays as it is.
         restore: dense pieces hold their unpruned values.
         checked: by mask name, whether the weight's digest matched.
+        group: what it is lowered with, if anything.
     """
     n, k = mask.shape
     verdicts = {checked.get(name, "unknown") for name in plan.masks}
@@ -55,7 +58,21 @@ def weight_report(
         digest="match" if verdicts == {"match"} else "unknown",
         eligible=sum(piece.role == "sparse24" for piece in plan.pieces),
         tile_map=tile_map(mask.grid, mask.dense, plan.pieces),
+        group=None if group is None else group.lowering,
     )
+
+
+def group_reports(plan: Plan) -> tuple[GroupReport, ...]:
+    """Describes what joins the weights of a plan."""
+    plans = {weight.weight: weight for weight in plan.weights}
+    return tuple(_group_report(g, [plans[name] for name in g.weights]) for g in plan.groups)
+
+
+def _group_report(group: GroupPlan, plans: Sequence[WeightPlan]) -> GroupReport:
+    products = tuple(
+        PieceReport(role, (n, k)) for n, k, role in of_group(group, plans).products
+    )
+    return GroupReport(group.lowering, group.weights, products, group.reason)
 
 
 def _zeros(plan: WeightPlan, mask: WeightMask, restore: bool) -> int:
@@ -63,7 +80,8 @@ def _zeros(plan: WeightPlan, mask: WeightMask, restore: bool) -> int:
     if not restore:
         return mask.zeros()
     keep = mask.keep()
-    sparse = [piece for piece in plan.pieces if piece.role == "sparse24"]
+    # A `rest` lies over the piece that holds the `first` of the same groups.
+    sparse = [p for p in plan.pieces if p.role == "sparse24" and p.part != "rest"]
     blocks = [keep[np.ix_(indices(p.rows), indices(p.columns))] for p in sparse]
     return sum(block.size - int(np.count_nonzero(block)) for block in blocks)
 

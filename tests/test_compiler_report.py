@@ -146,10 +146,21 @@ def test_report_states_the_facts_of_every_weight(
     )
     compiled = compile_model(path, masks)
     report = compiled.report
+    (group,) = report.groups
+    assert (group.lowering, group.weights) == (
+        "merge",
+        ("cut.weight", "full.weight", "left.weight"),
+    )
+    assert [(p.role, p.shape) for p in group.products] == [
+        ("dense", (48, 48)),
+        ("sparse24", (48, 48)),
+    ]
+    assert group.reason == "one X: 2 wide products in place of 4"
+    assert {weight.group for weight in report.weights} == {"merge"}
     assert lowerings(report) == {
         "cut.weight": "columns",
         "full.weight": "whole",
-        "left.weight": "untouched",
+        "left.weight": "dense",
     }
     assert report.left_alone == {"free.weight": "no mask names this weight"}
     cut, full, left = report.weights
@@ -172,9 +183,11 @@ def test_report_states_the_facts_of_every_weight(
         "sparse_tile_share": 0.5,
         "macs_kept": 0.75,
         "pieces": 4,
+        "products": 2,
         "eligible": 2,
         "chosen": "unknown",
-        "lowerings": {"columns": 1, "untouched": 1, "whole": 1},
+        "lowerings": {"columns": 1, "dense": 1, "whole": 1},
+        "groups": {"merge": 1},
     }
 
 

@@ -54,7 +54,7 @@ def report_table(report: Report) -> Table:
 def _report_row(weight: WeightReport) -> tuple[str, ...]:
     return (
         " + ".join(weight.masks),
-        weight.lowering,
+        _form(weight),
         weight.geometry,
         f"{weight.shape[0]} x {weight.shape[1]}",
         f"{weight.sparsity:.1%}",
@@ -62,6 +62,11 @@ def _report_row(weight: WeightReport) -> tuple[str, ...]:
         f"{len(weight.pieces)} ({weight.eligible} 2:4)",
         f"{weight.macs_kept / weight.macs:.1%}",
     )
+
+
+def _form(weight: WeightReport) -> str:
+    joined = weight.group not in (None, weight.lowering)
+    return f"{weight.lowering}+{weight.group}" if joined else weight.lowering
 
 
 def totals(report: Report) -> str:
@@ -79,6 +84,9 @@ def totals(report: Report) -> str:
             f"{total['eligible']}; chosen by a GPU: {total['chosen']}"
         ),
     ]
+    if report.groups:
+        groups = ", ".join(f"{count} {name}" for name, count in total["groups"].items())
+        lines.append(f"groups: {groups}; {total['products']} products in all")
     dense = [w.reason for w in report.weights if not w.eligible]
     lines += [f"kept dense: {count} ({reason})" for reason, count in _counted(dense)]
     left = _counted(list(report.left_alone.values()))

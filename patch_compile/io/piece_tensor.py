@@ -4,7 +4,7 @@ N: out features. K: in features. A MatMul's weight is stored (K, N), a Gemm's wi
 (N, K).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from patch_compile.errors import InternalError
 from patch_compile.io.onnx_model import open_bits, open_rows
 from patch_compile.tiles.inspect import Rows, violations
-from patch_compile.tiles.pattern import group_codes
+from patch_compile.tiles.pattern import codes_of, group_codes
 from patch_compile.tiles.plan import Piece, Span, indices
 
-__all__ = ["PieceTensor", "StoredWeight"]
+__all__ = ["PieceTensor", "StackedTensor", "StoredWeight"]
 
 # Strips of about this many bytes stay in the second-level cache.
 _STRIP_BYTES = 2**21
@@ -52,7 +52,26 @@ class StoredWeight:
         return stored if self.transposed else stored.T
 
 
-class PieceTensor(ir.LazyTensor):
+class _StripTensor(ir.LazyTensor):
+    """A tensor that is made in strips along its first axis, each time it is read."""
+
+    __slots__ = ()
+
+    def strips(self) -> Iterator[NDArray[Any]]:
+        """Yields consecutive strips as unsigned integers."""
+        raise NotImplementedError
+
+    def _whole(self) -> ir.TensorProtocol:
+        strips = list(self.strips())
+        return ir.Tensor(np.concatenate(strips).view(self.dtype.numpy()), name=self.name)
+
+    def tofile(self, file: BinaryIO) -> None:
+        """Writes the little-endian bytes strip by strip."""
+        for strip in self.strips():
+            file.write(strip.data)
+
+
+class PieceTensor(_StripTensor):
     """The block of a weight that one MatMul multiplies by, (K', N'), masked.
 
     It holds no data: each read makes it again from the stored weight and the keep bits, in
@@ -77,34 +96,53 @@ class PieceTensor(ir.LazyTensor):
         self._piece = piece
         self._keep = keep
 
-    def strips(self) -> Iterator[NDArray[Any]]:
+    @property
+    def step(self) -> int:
+        """Rows of K in a strip."""
+        width = max(1, self._weight.shape[0] * self.dtype.numpy().itemsize)
+        return max(4, _STRIP_BYTES // width // 4 * 4)
+
+    def strips(self, step: int | None = None) -> Iterator[NDArray[Any]]:
         """Yields consecutive strips along K as unsigned integers, (k, N')."""
-        codes = (
-            None if self._keep is None else group_codes(self._keep(), self._weight.shape[1])
-        )
+        codes = None if self._keep is None else self._codes(self._keep())
         rows = self._weight.rows()
-        for start, stop in self._cuts():
+        for start, stop in self._cuts(step or self.step):
             strip = _taken(rows[start:stop], self._piece.rows)
             _mask_strip(strip, codes, self._piece.rows, start)
             if self._piece.role == "sparse24" and violations(strip, axis=0):
                 raise InternalError(f"piece '{self.name}' | is not 2:4 from row {start} of K")
             yield strip
 
-    def _cuts(self) -> Iterator[Span]:
-        width = max(1, self._weight.shape[0] * self.dtype.numpy().itemsize)
-        step = max(4, _STRIP_BYTES // width // 4 * 4)
+    def _codes(self, keep: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        codes = group_codes(keep, self._weight.shape[1])
+        return codes if self._piece.part == "all" else codes_of(codes, self._piece.part)
+
+    def _cuts(self, step: int) -> Iterator[Span]:
         for start, stop in self._piece.columns:
             for at in range(start, stop, step):
                 yield at, min(at + step, stop)
 
-    def _whole(self) -> ir.TensorProtocol:
-        strips = list(self.strips())
-        return ir.Tensor(np.concatenate(strips).view(self.dtype.numpy()), name=self.name)
 
-    def tofile(self, file: BinaryIO) -> None:
-        """Writes the little-endian bytes strip by strip."""
-        for strip in self.strips():
-            file.write(strip.data)
+class StackedTensor(_StripTensor):
+    """Pieces of several weights side by side: one weight (K, N'), N' the sum of theirs."""
+
+    __slots__ = ("_pieces",)
+
+    def __init__(self, pieces: Sequence[PieceTensor], name: str) -> None:
+        """Describes the tensor; the pieces are of one element type and take the same K."""
+        heights = [int(piece.shape.numpy()[0]) for piece in pieces]
+        if len(set(heights)) != 1:
+            raise InternalError(f"piece '{name}' | stacks pieces of {heights} rows of K")
+        width = sum(int(piece.shape.numpy()[1]) for piece in pieces)
+        shape = ir.Shape((heights[0], width))
+        super().__init__(self._whole, pieces[0].dtype, shape, name=name)
+        self._pieces = tuple(pieces)
+
+    def strips(self) -> Iterator[NDArray[Any]]:
+        """Yields consecutive strips along K as unsigned integers, (k, N')."""
+        step = min(piece.step for piece in self._pieces)
+        for parts in zip(*(piece.strips(step) for piece in self._pieces), strict=True):
+            yield np.concatenate(parts, axis=1)
 
 
 def _mask_strip(

@@ -5,14 +5,21 @@ uint8 (N, ceil(K/8)), low bit first. Four bits, a *code* 0..15, describe one gro
 consecutive weights along K; a group is 2:4 when its code has at most two bits set.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from patch_compile.errors import MaskError
 
-__all__ = ["crowded", "group_codes", "pack_keep", "top2_of_4", "unpack_keep"]
+__all__ = [
+    "codes_of",
+    "crowded",
+    "group_codes",
+    "pack_keep",
+    "top2_of_4",
+    "unpack_keep",
+]
 
 
 def pack_keep(keep: NDArray[np.bool_]) -> NDArray[np.uint8]:
@@ -31,6 +38,22 @@ def group_codes(packed: NDArray[np.uint8], k: int) -> NDArray[np.uint8]:
     np.bitwise_and(packed, 15, out=codes[:, 0::2])
     np.right_shift(packed, 4, out=codes[:, 1::2])
     return codes[:, : -(-k // 4)]
+
+
+# For every code the one with its two lowest bits: clearing the lowest bit of c is c & (c - 1).
+_ALL = np.arange(16, dtype=np.uint8)
+_FIRST = _ALL ^ (_ALL & (_ALL - 1) & ((_ALL & (_ALL - 1)) - 1))
+
+
+def codes_of(codes: NDArray[np.uint8], part: Literal["first", "rest"]) -> NDArray[np.uint8]:
+    """The first two kept weights of every group, or those that are left; both are 2:4.
+
+    Args:
+        codes: uint8, any shape.
+        part: which.
+    """
+    first = _FIRST[codes]
+    return first if part == "first" else codes ^ first
 
 
 def crowded(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:

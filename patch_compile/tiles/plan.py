@@ -5,7 +5,7 @@ N: out features. K: in features.
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,22 +14,49 @@ from numpy.typing import NDArray
 
 __all__ = [
     "LOWERINGS",
+    "BlockLowering",
+    "GroupLowering",
+    "GroupPlan",
     "Lowering",
+    "Part",
     "Piece",
     "Plan",
     "Role",
     "Span",
     "WeightPlan",
     "block_size",
+    "by_first",
     "indices",
+    "joined",
     "length",
 ]
 
 Role = Literal["dense", "sparse24"]
-Lowering = Literal["dense", "whole", "columns", "reduction", "cover"]
+Part = Literal["all", "first", "rest"]
+Lowering = Literal[
+    "dense",
+    "whole",
+    "columns",
+    "reduction",
+    "cover",
+    "residual",
+    "branches",
+    "sink-order",
+]
+BlockLowering = Literal["branches", "sink-order"]
+GroupLowering = Literal[BlockLowering, "merge"]
 Span = tuple[int, int]
 
-LOWERINGS: tuple[Lowering, ...] = ("dense", "whole", "columns", "reduction", "cover")
+LOWERINGS: tuple[Lowering, ...] = (
+    "dense",
+    "whole",
+    "columns",
+    "reduction",
+    "cover",
+    "residual",
+    "branches",
+    "sink-order",
+)
 
 
 def indices(spans: Sequence[Span]) -> NDArray[np.int64]:
@@ -40,6 +67,15 @@ def indices(spans: Sequence[Span]) -> NDArray[np.int64]:
 def block_size(spans: Sequence[Span], size: int) -> int:
     """The largest block of an axis of `size` that every span edge is a multiple of."""
     return math.gcd(size, *(edge for span in spans for edge in span))
+
+
+def joined(spans: Iterable[Span]) -> tuple[Span, ...]:
+    """Joins each span to the one before it where they touch; the order stays."""
+    found: list[Span] = []
+    for start, stop in spans:
+        first = found.pop()[0] if found and found[-1][1] == start else start
+        found.append((first, stop))
+    return tuple(found)
 
 
 def length(spans: Sequence[Span]) -> int:
@@ -54,12 +90,16 @@ class Piece:
     Attributes:
         role: `dense`, or `sparse24` when every group of 4 along its own K keeps at most 2.
         rows: half-open spans of N, sorted and disjoint.
-        columns: half-open spans of K, sorted and disjoint.
+        columns: half-open spans of K, disjoint; sorted, but for a weight that takes the order
+            of the products before it (`sink-order`).
+        part: which kept weights of every group of 4 it holds: `all`, the `first` two, or the
+            `rest`.
     """
 
     role: Role
     rows: tuple[Span, ...]
     columns: tuple[Span, ...]
+    part: Part = "all"
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -71,6 +111,29 @@ class Piece:
         """Multiply-adds for one token, zeros counted: rows x columns."""
         return self.shape[0] * self.shape[1]
 
+    def to_json(self) -> dict[str, Any]:
+        """Returns the piece as plain data."""
+        return {
+            "role": self.role,
+            "rows": list(self.rows),
+            "columns": list(self.columns),
+            "part": self.part,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Piece":
+        """Reads what `to_json` wrote."""
+        rows, columns = _spans(data["rows"]), _spans(data["columns"])
+        return cls(data["role"], rows, columns, data.get("part", "all"))
+
+
+def by_first(pieces: Sequence[Piece]) -> tuple[int, ...]:
+    """The numbers of the pieces in the order of their first rows.
+
+    Joined in this order, pieces of contiguous rows need no Gather.
+    """
+    return tuple(sorted(range(len(pieces)), key=lambda index: pieces[index].rows[0]))
+
 
 @dataclass(frozen=True)
 class WeightPlan:
@@ -80,8 +143,9 @@ class WeightPlan:
         weight: the initializer's name in the model.
         masks: names of the masks it takes, in order along N (several when fused).
         shape: (N, K).
-        lowering: which rewrite applies.
-        pieces: disjoint blocks that together hold the whole weight.
+        lowering: which rewrite applies; `branches` and `sink-order` are a group's.
+        pieces: blocks that together hold the whole weight, disjoint but for `residual`, whose
+            second piece holds what the first leaves.
         reason: why this lowering and not a sparser one, for people.
     """
 
@@ -105,18 +169,13 @@ class WeightPlan:
             "shape": list(self.shape),
             "lowering": self.lowering,
             "reason": self.reason,
-            "pieces": [
-                {"role": p.role, "rows": list(p.rows), "columns": list(p.columns)}
-                for p in self.pieces
-            ],
+            "pieces": [piece.to_json() for piece in self.pieces],
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "WeightPlan":
         """Reads what `to_json` wrote."""
-        pieces = tuple(
-            Piece(p["role"], _spans(p["rows"]), _spans(p["columns"])) for p in data["pieces"]
-        )
+        pieces = tuple(Piece.from_json(entry) for entry in data["pieces"])
         n, k = data["shape"]
         return cls(
             data["weight"],
@@ -133,17 +192,77 @@ def _spans(data: Sequence[Sequence[int]]) -> tuple[Span, ...]:
 
 
 @dataclass(frozen=True)
+class GroupPlan:
+    """Weights that are lowered together; their own plans hold their pieces.
+
+    Attributes:
+        lowering: `branches`, `sink-order`, or `merge`.
+        rows: initializers that lie side by side along N: those that make an inner axis, or
+            that multiply one X.
+        columns: the initializer that sums over the inner axis; None for `merge`.
+        merged: pieces of `rows` of one role are one wide product, split afterwards.
+        reason: why, for people.
+    """
+
+    lowering: GroupLowering
+    rows: tuple[str, ...]
+    columns: str | None
+    merged: bool
+    reason: str
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """All members."""
+        return self.rows if self.columns is None else (*self.rows, self.columns)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the group as plain data for plan.json."""
+        return {
+            "lowering": self.lowering,
+            "rows": list(self.rows),
+            "columns": self.columns,
+            "merged": self.merged,
+            "reason": self.reason,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "GroupPlan":
+        """Reads what `to_json` wrote."""
+        return cls(
+            data["lowering"],
+            tuple(data["rows"]),
+            data["columns"],
+            data["merged"],
+            data["reason"],
+        )
+
+
+@dataclass(frozen=True)
 class Plan:
-    """The plans of all bound weights, in graph order."""
+    """The plans of all bound weights, in graph order, and what joins them.
+
+    Attributes:
+        weights: one plan a weight.
+        groups: no weight is in two of them.
+    """
 
     weights: tuple[WeightPlan, ...]
+    groups: tuple[GroupPlan, ...] = ()
 
     def to_json(self) -> str:
         """Returns the whole plan as JSON text."""
-        data = {"version": 1, "weights": [plan.to_json() for plan in self.weights]}
+        data = {
+            "version": 2,
+            "weights": [plan.to_json() for plan in self.weights],
+            "groups": [group.to_json() for group in self.groups],
+        }
         return json.dumps(data, indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "Plan":
-        """Reads what `to_json` wrote."""
-        return cls(tuple(WeightPlan.from_json(entry) for entry in json.loads(text)["weights"]))
+        """Reads what `to_json` wrote; version 1 had no groups."""
+        data = json.loads(text)
+        return cls(
+            tuple(WeightPlan.from_json(entry) for entry in data["weights"]),
+            tuple(GroupPlan.from_json(entry) for entry in data.get("groups", ())),
+        )

@@ -9,15 +9,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patch_compile.recipe import CompileRecipe
-from patch_compile.tiles.cost import Cost, MultiplyAdds, products
+from patch_compile.tiles.cost import Cost, MultiplyAdds
 from patch_compile.tiles.cover import minimum_cover
 from patch_compile.tiles.geometry import TileGrid
+from patch_compile.tiles.operations import of_pieces
 from patch_compile.tiles.plan import Lowering, Piece, Role, Span, WeightPlan
 from patch_compile.tiles.weight_mask import WeightMask, concatenate
 
-__all__ = ["plan_weight"]
+__all__ = ["NO_BLOCK", "over_all_columns", "plan_weight", "saving", "spans_of"]
 
 Pieces = tuple[Piece, ...]
+
+# Attention is such a case: Reshape, Expand and rotary operations carry the number of heads in
+# forms that differ by exporter, so heads are not split.
+NO_BLOCK = "more than elementwise operations lie between it and one other product"
 
 
 def plan_weight(
@@ -46,10 +51,12 @@ def _decide(
 ) -> tuple[Lowering, Pieces, str]:
     n, k = mask.shape
     dense = (Piece("dense", ((0, n),), ((0, k),)),)
-    if refusal := _refusal(mask):
-        return "dense", dense, refusal
-    if recipe.lowering == "auto":
+    if reason := _refusal(mask):
+        return "dense", dense, reason
+    if recipe.lowering == "auto" or recipe.lowering == "merge":
         return _cheapest(mask, dense, recipe.min_gain, cost)
+    if recipe.lowering == "branches" or recipe.lowering == "sink-order":
+        return "dense", dense, f"'{recipe.lowering}' was forced but {NO_BLOCK}"
     if recipe.lowering == "dense":
         return "dense", dense, "forced by the recipe"
     forced = _CUTS[recipe.lowering](mask)
@@ -67,14 +74,25 @@ def _cheapest(
     if not found:
         return "dense", dense, "no band, strip or cover of this tile map is wholly 2:4"
     # On equal cost the earlier, simpler form wins: dicts keep the order of _CUTS.
-    best = min(found, key=lambda name: products(found[name], cost))
-    gain = 1 - products(found[best], cost) / products(dense, cost)
+    prices = {name: of_pieces(mask.shape, found[name]).price(cost) for name in found}
+    best = min(found, key=prices.__getitem__)
+    gain = 1 - prices[best] / of_pieces(mask.shape, dense).price(cost)
     if gain < min_gain:
-        reason = (
-            f"best cut ('{best}') saves {gain:.1%} of the multiply-adds, below {min_gain:.1%}"
-        )
-        return "dense", dense, reason
-    return best, found[best], f"saves {gain:.1%} of the multiply-adds"
+        return "dense", dense, f"best cut ('{best}') {saving(gain)}, below {min_gain:.1%}"
+    return best, found[best], saving(gain)
+
+
+def saving(gain: float) -> str:
+    """Says what share of the dense price a form saves."""
+    return f"saves {gain:.1%} of the multiply-adds"
+
+
+def over_all_columns(mask: WeightMask, cost: Cost) -> Pieces:
+    """The cheapest pieces of a weight that all sum over the whole of K."""
+    n, k = mask.shape
+    forms = [_whole(mask), _columns(mask), (Piece("dense", ((0, n),), ((0, k),)),)]
+    found = [pieces for pieces in forms if pieces is not None]
+    return min(found, key=lambda pieces: of_pieces(mask.shape, pieces).price(cost))
 
 
 def _refusal(mask: WeightMask) -> str | None:
@@ -110,11 +128,25 @@ def _cover(mask: WeightMask) -> Pieces | None:
     return _cut(mask.grid, rows, columns) if rows.any() and columns.any() else None
 
 
+def _residual(mask: WeightMask) -> Pieces | None:
+    """Two 2:4 matrices whose sum is the weight: the second holds strips alone."""
+    held = np.any(mask.dense, axis=0)
+    if held.all() or not held.any():
+        return None
+    n, k = mask.shape
+    strips = spans_of(mask.grid.columns, held)
+    return (
+        Piece("sparse24", ((0, n),), ((0, k),), "first"),
+        Piece("sparse24", ((0, n),), strips, "rest"),
+    )
+
+
 _CUTS: dict[Lowering, Callable[[WeightMask], Pieces | None]] = {
     "whole": _whole,
     "columns": _columns,
     "reduction": _reduction,
     "cover": _cover,
+    "residual": _residual,
 }
 
 
@@ -125,23 +157,21 @@ def _cut(
     if dense_rows.all() or dense_columns.all():
         return None
     _, k = grid.shape
-    sparse_rows = _spans(grid.rows, ~dense_rows)
+    sparse_rows = spans_of(grid.rows, ~dense_rows)
     blocks: list[tuple[Role, tuple[Span, ...], tuple[Span, ...]]] = [
-        ("dense", _spans(grid.rows, dense_rows), ((0, k),)),
-        ("dense", sparse_rows, _spans(grid.columns, dense_columns)),
-        ("sparse24", sparse_rows, _spans(grid.columns, ~dense_columns)),
+        ("dense", spans_of(grid.rows, dense_rows), ((0, k),)),
+        ("dense", sparse_rows, spans_of(grid.columns, dense_columns)),
+        ("sparse24", sparse_rows, spans_of(grid.columns, ~dense_columns)),
     ]
     return tuple(
         Piece(role, rows, columns) for role, rows, columns in blocks if rows and columns
     )
 
 
-def _spans(edges: tuple[int, ...], chosen: NDArray[np.bool_]) -> tuple[Span, ...]:
-    spans: list[Span] = []
-    for index in np.flatnonzero(chosen):
-        start, stop = edges[index], edges[index + 1]
-        if spans and spans[-1][1] == start:
-            spans[-1] = (spans[-1][0], stop)
-        else:
-            spans.append((start, stop))
-    return tuple(spans)
+def spans_of(edges: Sequence[int], chosen: NDArray[np.bool_]) -> tuple[Span, ...]:
+    """Joins the chosen intervals between edges to spans that never touch."""
+    turns = np.flatnonzero(np.diff(chosen, prepend=False, append=False)).tolist()
+    return tuple(
+        (edges[start], edges[stop])
+        for start, stop in zip(turns[::2], turns[1::2], strict=True)
+    )

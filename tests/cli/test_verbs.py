@@ -46,8 +46,9 @@ def test_the_main_job_writes_five_files_and_prints_the_table(cli: Cli, job: Job)
     ]
     assert ran.err == f"wrote {job.out / 'compiled.onnx'}\n"
     rows = {line.split()[0]: line.split() for line in ran.out.splitlines() if line}
-    assert rows["a.weight"][1:3] == ["columns", "band:8"]
-    assert rows["b.weight"][1:3] == ["whole", "weight"]
+    assert rows["a.weight"][1:3] == ["columns+merge", "band:8"]
+    assert rows["b.weight"][1:3] == ["whole+merge", "weight"]
+    assert "groups: 1 merge; 2 products in all" in ran.out
     assert "sparsity 37.50%, multiply-adds kept 62.50%" in ran.out
     assert "chosen by a GPU: unknown" in ran.out
 
@@ -111,7 +112,7 @@ def test_masks_are_inferred_from_zeros(cli: Cli, job: Job) -> None:
 
 
 def test_inspect_tells_zeros_and_tiles(cli: Cli, job: Job) -> None:
-    _compile(cli, job)
+    _compile(cli, job, "--lowering", "columns", "--min-gain", "0")
     ran = cli("inspect", job.out / "compiled.onnx", "--tile", "4x16")
     assert (ran.code, ran.err) == (0, "")
     rows = [line.split() for line in ran.out.splitlines() if ".weight" in line]

@@ -1,6 +1,7 @@
 """A piece is np.where(keep, weight, 0) cut to its rows and columns, byte for byte."""
 
 import io
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from patch_compile.errors import InternalError
 from patch_compile.io import piece_tensor
-from patch_compile.io.piece_tensor import PieceTensor, StoredWeight
+from patch_compile.io.piece_tensor import PieceTensor, StackedTensor, StoredWeight
 from patch_compile.tiles.pattern import pack_keep, top2_of_4
 from patch_compile.tiles.plan import Piece, Role, Span
 from tests.support import FLOATS, random_weight
@@ -171,3 +172,51 @@ def test_each_read_makes_the_piece_again() -> None:
     tensor.tobytes()
     tensor.tofile(io.BytesIO())
     assert len(reads) == 2
+
+
+@pytest.mark.parametrize("dtype", list(FLOATS))
+def test_stacked_pieces_lie_side_by_side(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights of other widths and layouts, in strips of a few rows."""
+    monkeypatch.setattr(piece_tensor, "_STRIP_BYTES", 256)
+    rng = np.random.default_rng(0)
+    weights = [random_weight(rng, n, 48, dtype) for n in (8, 20, 3)]
+    keeps = [rng.random(weight.shape) < 0.5 for weight in weights]
+    spans: tuple[Span, ...] = ((0, 16), (24, 48))
+    rows: list[tuple[Span, ...]] = [((0, 8),), ((2, 5), (9, 20)), ((1, 2),)]
+    parts = [
+        PieceTensor(
+            stored(weight, index != 1),
+            Piece("dense", rows[index], spans),
+            partial(pack_keep, keep),
+            "p",
+        )
+        for index, (weight, keep) in enumerate(zip(weights, keeps, strict=True))
+    ]
+    stacked = StackedTensor(parts, "s")
+    columns = [i for span in spans for i in range(*span)]
+    expected = np.concatenate(
+        [
+            np.where(keep, weight, weight.dtype.type(0))[
+                np.ix_([i for span in row for i in range(*span)], columns)
+            ].T
+            for weight, keep, row in zip(weights, keeps, rows, strict=True)
+        ],
+        axis=1,
+    )
+    assert tuple(stacked.shape.numpy()) == expected.shape
+    file = io.BytesIO()
+    stacked.tofile(file)
+    assert file.getvalue() == expected.tobytes()
+    np.testing.assert_array_equal(
+        np.asarray(stacked.numpy()).view(np.uint8),
+        np.ascontiguousarray(expected).view(np.uint8),
+    )
+
+
+def test_pieces_of_other_heights_do_not_stack() -> None:
+    weight = stored(random_weight(np.random.default_rng(0), 8, 16), True)
+    parts = [
+        PieceTensor(weight, Piece("dense", ((0, 8),), ((0, k),)), None, "p") for k in (8, 16)
+    ]
+    with pytest.raises(InternalError, match=r"stacks pieces of \[8, 16\] rows of K"):
+        StackedTensor(parts, "s")

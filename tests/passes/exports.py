@@ -9,7 +9,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+)
+from transformers.pytorch_utils import Conv1D
 
 
 @dataclass(frozen=True)
@@ -21,16 +29,25 @@ class Exported:
 
     def linears(self) -> dict[str, NDArray[np.float32]]:
         """The weights (N, K) of the layers' linears, by parameter name."""
-        return {
-            f"{name}.weight": child.weight.detach().numpy()
-            for name, child in self.module.named_modules()
-            if isinstance(child, nn.Linear) and ".layers." in name
-        }
+        found = {}
+        for name, child in self.module.named_modules():
+            if isinstance(child, nn.Linear | Conv1D) and (".layers." in name or ".h." in name):
+                weight = child.weight.detach()
+                found[f"{name}.weight"] = self._turned(name, weight).numpy()
+        return found
+
+    def _turned(self, name: str, weight: Tensor) -> Tensor:
+        """GPT-2's Conv1D holds (K, N); turning is its own inverse."""
+        layer = self.module.get_submodule(name.removesuffix(".weight"))
+        return weight.T.contiguous() if isinstance(layer, Conv1D) else weight
 
     def masked(self, keeps: dict[str, NDArray[np.bool_]], *inputs: NDArray[Any]) -> Any:
         """The module's output when it keeps only these weights; the module stays as it was."""
         state = self.module.state_dict()
-        masked = {name: state[name] * torch.from_numpy(keep) for name, keep in keeps.items()}
+        masked = {
+            name: state[name] * self._turned(name, torch.from_numpy(keep))
+            for name, keep in keeps.items()
+        }
         tensors = tuple(torch.from_numpy(array) for array in inputs)
         with torch.no_grad():
             output: Any = torch.func.functional_call(self.module, masked, tensors)
@@ -128,7 +145,32 @@ def export_dynamo(path: Path) -> Exported:
         vocab_size=128,
         max_position_embeddings=64,
     )
-    module = LlamaForCausalLM(config)
+    return _dynamo(LlamaForCausalLM(config), path)
+
+
+def export_gpt2(path: Path) -> Exported:
+    """Conv1D layers: Gemm on two axes, and Reshapes around the activation."""
+    torch.manual_seed(0)
+    config = GPT2Config(n_embd=64, n_layer=2, n_head=4, vocab_size=128, n_positions=64)
+    return _dynamo(GPT2LMHeadModel(config), path)
+
+
+def export_opt(path: Path) -> Exported:
+    """Biases everywhere; the two products of an MLP are Gemm."""
+    torch.manual_seed(0)
+    config = OPTConfig(
+        hidden_size=64,
+        ffn_dim=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        vocab_size=128,
+        max_position_embeddings=64,
+        word_embed_proj_dim=64,
+    )
+    return _dynamo(OPTForCausalLM(config), path)
+
+
+def _dynamo(module: Any, path: Path) -> Exported:
     module.train(False)
     with warnings.catch_warnings():
         # Deprecations inside torch are not ours to mend.

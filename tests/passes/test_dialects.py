@@ -244,6 +244,30 @@ def test_genai_weight_is_masked_in_part_where_parts_have_masks(
     check_genai(path, weights, masks_for(weights, names))
 
 
+def test_genai_mlp_becomes_branches_beside_the_fused_projection(
+    genai: tuple[Path, Weights],
+) -> None:
+    path, weights = genai
+    rng = np.random.default_rng(7)
+    dense = np.arange(6) % 3 == 1
+    tied = {"gate": "band", "up": "band", "down": "column"}
+    masks = masks_of(
+        *(
+            random_mask(
+                rng,
+                f"{LAYER}.mlp.{part}_proj.weight",
+                weights[f"{LAYER}.mlp.{part}_proj.weight"],
+                f"{kind}:16",
+                dense=dense[:, None] if kind == "band" else dense[None],
+            )
+            for part, kind in tied.items()
+        )
+    )
+    compiled = check_genai(path, weights, masks)
+    (group,) = compiled.plan.groups
+    assert (group.lowering, len(group.weights)) == ("branches", 3)
+
+
 def test_genai_fused_weight_without_names_is_found_by_its_slices(
     genai: tuple[Path, Weights],
 ) -> None:

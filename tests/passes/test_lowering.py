@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from patch_compile.compiler import compile_model
 from patch_compile.errors import InternalError, MaskError
+from patch_compile.io import piece_tensor
 from patch_compile.io.onnx_model import load_model
 from patch_compile.passes.columns import TilePartitionColumns
 from patch_compile.passes.cover import TilePartitionCover
@@ -21,6 +22,7 @@ from patch_compile.passes.lowering import Emitter
 from patch_compile.passes.reduction import TilePartitionReduction
 from patch_compile.recipe import CompileRecipe
 from patch_compile.tiles.geometry import Geometry
+from patch_compile.tiles.pattern import codes_of
 from tests.support import (
     Linear,
     graph_text,
@@ -32,7 +34,7 @@ from tests.support import (
     run_ort,
 )
 
-LOWERINGS = ("auto", "dense", "whole", "columns", "reduction", "cover")
+LOWERINGS = ("auto", "dense", "whole", "columns", "reduction", "cover", "residual")
 FORMS = ("matmul", "gemm", "gemm_b", "transpose", "constant")
 
 # float32 sums of at most 48 products of numbers below 4 in another order.
@@ -136,6 +138,7 @@ CASES = {
     "columns": ("band:8", _tiles([1, 3], [])[:, :1]),
     "reduction": ("column:8", _tiles([], [2, 4])[:1]),
     "cover": ("8x8", _tiles([1, 3], [2])),
+    "residual": ("column:8", _tiles([], [2, 4])[:1]),
 }
 
 
@@ -187,6 +190,10 @@ def _cover_drops_a_sum(self: Any, op: Any, x: ir.Value, y: ir.Value, **_: Any) -
     return emit.join([(emit.product(x, 0), band.rows), (rest, sparse.rows)])
 
 
+def _residual_takes_the_first_twice(codes: Any, part: str) -> Any:
+    return codes_of(codes, "first")
+
+
 def _unmasked(self: Emitter, index: int) -> ir.Value:
     piece = self.job.plan.pieces[index]
     tensor = self.job.weight.bits().view(np.float32)[:, : piece.shape[0]]
@@ -200,12 +207,13 @@ def _unmasked(self: Emitter, index: int) -> ir.Value:
         ("columns", TilePartitionColumns, "rewrite", _columns_forgets_order),
         ("reduction", TilePartitionReduction, "rewrite", _reduction_takes_wrong_strips),
         ("cover", TilePartitionCover, "rewrite", _cover_drops_a_sum),
+        ("residual", piece_tensor, "codes_of", _residual_takes_the_first_twice),
         ("whole", Emitter, "_piece", _unmasked),
         ("dense", Emitter, "_piece", _unmasked),
     ],
 )
 def test_planted_mutant_is_caught(
-    monkeypatch: pytest.MonkeyPatch, lowering: str, target: type, attribute: str, mutant: Any
+    monkeypatch: pytest.MonkeyPatch, lowering: str, target: Any, attribute: str, mutant: Any
 ) -> None:
     check_case(lowering)
     monkeypatch.setattr(target, attribute, mutant)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from patch_compile.errors import MaskError
 from patch_compile.tiles.pattern import (
+    codes_of,
     crowded,
     group_codes,
     pack_keep,
@@ -88,3 +89,13 @@ def test_top2_refuses_in_features_that_no_group_of_four_fills() -> None:
     with pytest.raises(MaskError) as caught:
         top2_of_4(np.zeros((2, 6)))
     assert said(caught) == "in features | are 6; a 2:4 pattern needs a multiple of 4"
+
+
+def test_every_code_is_the_sum_of_two_24_parts() -> None:
+    codes = np.arange(16, dtype=np.uint8)
+    first, rest = codes_of(codes, "first"), codes_of(codes, "rest")
+    np.testing.assert_array_equal(first | rest, codes)
+    np.testing.assert_array_equal(first & rest, 0)
+    for code in range(16):
+        kept = [bit for bit in range(4) if code >> bit & 1]
+        assert first[code] == sum(1 << bit for bit in kept[:2])

@@ -9,7 +9,10 @@ from hypothesis import strategies as st
 
 from patch_compile.tiles.plan import (
     LOWERINGS,
+    GroupLowering,
+    GroupPlan,
     Lowering,
+    Part,
     Piece,
     Plan,
     Span,
@@ -27,7 +30,13 @@ def spans(draw: st.DrawFn) -> tuple[Span, ...]:
     return tuple((start, stop) for start, stop in pairs)
 
 
-pieces = st.builds(Piece, st.sampled_from(["dense", "sparse24"]), spans(), spans())
+pieces = st.builds(
+    Piece,
+    st.sampled_from(["dense", "sparse24"]),
+    spans(),
+    spans(),
+    st.sampled_from(get_args(Part)),
+)
 weight_plans = st.builds(
     WeightPlan,
     st.text(),
@@ -37,13 +46,38 @@ weight_plans = st.builds(
     st.lists(pieces, max_size=3).map(tuple),
     st.text(),
 )
+group_plans = st.builds(
+    GroupPlan,
+    st.sampled_from(get_args(GroupLowering)),
+    st.lists(st.text(), max_size=3).map(tuple),
+    st.none() | st.text(),
+    st.booleans(),
+    st.text(),
+)
 
 
-@given(st.lists(weight_plans, max_size=3).map(tuple))
-def test_plan_reads_back_from_its_own_json(plans: tuple[WeightPlan, ...]) -> None:
-    plan = Plan(plans)
+@given(st.lists(weight_plans, max_size=3).map(tuple), st.lists(group_plans).map(tuple))
+def test_plan_reads_back_from_its_own_json(
+    plans: tuple[WeightPlan, ...], groups: tuple[GroupPlan, ...]
+) -> None:
+    plan = Plan(plans, groups)
     assert Plan.from_json(plan.to_json()) == plan
-    assert json.loads(plan.to_json())["version"] == 1
+    assert json.loads(plan.to_json())["version"] == 2
+
+
+def test_plan_of_version_one_reads_as_one_without_groups() -> None:
+    piece = {"role": "dense", "rows": [[0, 8]], "columns": [[0, 16]]}
+    weight = {
+        "weight": "w",
+        "masks": ["m"],
+        "shape": [8, 16],
+        "lowering": "dense",
+        "reason": "",
+        "pieces": [piece],
+    }
+    plan = Plan.from_json(json.dumps({"version": 1, "weights": [weight]}))
+    assert plan.groups == ()
+    assert plan.weights[0].pieces == (Piece("dense", ((0, 8),), ((0, 16),)),)
 
 
 def test_constant_of_lowerings_lists_the_type_s_own() -> None:

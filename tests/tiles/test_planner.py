@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from patch_compile.recipe import CompileRecipe
+from patch_compile.tiles.cost import MultiplyAdds
 from patch_compile.tiles.geometry import Geometry
-from patch_compile.tiles.pattern import pack_keep, unpack_keep
+from patch_compile.tiles.pattern import codes_of, pack_keep, unpack_keep
 from patch_compile.tiles.plan import Piece, Span, WeightPlan
 from patch_compile.tiles.planner import plan_weight
 from patch_compile.tiles.weight_mask import WeightMask
@@ -117,6 +118,39 @@ def test_gain_below_the_least_one_leaves_the_weight_dense(mask: WeightMask) -> N
         refused = plan_of(mask, min_gain=min(1.0, gain + 1e-9))
         assert refused.lowering == "dense"
         assert f"best cut ('{free.lowering}') saves {gain:.1%}" in refused.reason
+
+
+@given(masks())
+def test_residual_is_two_24_matrices_whose_sum_is_the_weight(mask: WeightMask) -> None:
+    plan = plan_of(mask, lowering="residual")
+    if plan.lowering != "residual":
+        held = mask.dense.any(axis=0)
+        assert held.all() or not held.any() or mask.shape[1] % 4
+        return
+    first, rest = plan.pieces
+    assert (first.part, rest.part) == ("first", "rest")
+    parts = []
+    for piece in plan.pieces:
+        codes = codes_of(mask.codes(), piece.part)  # type: ignore[arg-type]
+        bits = (codes[:, :, None] >> np.arange(4, dtype=np.uint8)) & 1
+        whole = bits.reshape(mask.shape).astype(np.bool_)
+        kept = np.zeros(mask.shape, np.bool_)
+        kept[block(piece)] = whole[block(piece)]
+        assert is_24(kept)
+        parts.append(kept)
+    np.testing.assert_array_equal(parts[0] ^ parts[1], mask.keep())
+
+
+def test_residual_wins_where_moving_x_is_dear() -> None:
+    """The same products as `reduction` but for one part of X fewer to take."""
+
+    class Moves(MultiplyAdds):
+        def moved(self, features: int) -> float:
+            return 1.0 * features
+
+    mask = mask_of([[True, False, False, False]], (16, 32), "column:8")
+    assert plan_of(mask).lowering == "reduction"
+    assert plan_weight("w", [mask], CompileRecipe(), Moves()).lowering == "residual"
 
 
 def mask_of(dense: list[list[bool]], shape: tuple[int, int], geometry: str) -> WeightMask:
