@@ -142,8 +142,10 @@ def _check_gpu(engine: Path, facts: dict[str, Any], gpu: Gpu) -> None:
             f"engine '{engine}' | was built for SM {', '.join(map(str, built))}; the GPU here "
             f"is a {gpu.name}, SM {gpu.sm}; build it again here"
         )
+    # RTX builds for architectures; TensorRT for the very GPU, unless asked otherwise.
+    own = facts.get("hardware") == "same" and facts.get("backend") != "tensorrt_rtx"
     name = facts.get("gpu")
-    if facts.get("hardware") == "same" and name and name != gpu.name and not built:
+    if own and name and name != gpu.name:
         raise RuntimeUnavailable(
             f"engine '{engine}' | was built on a {name}; the GPU here is a {gpu.name}; build "
             "it again here, or with --hardware same-capability"

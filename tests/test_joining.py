@@ -286,15 +286,20 @@ def test_a_piece_whose_zeros_were_filled_is_not_eligible(
     assert [s.eligible for s in sites if s.role == "sparse24"] == [False, True, True]
 
 
+@pytest.mark.parametrize("filled", [False, True])
 @pytest.mark.parametrize("kind", ["int8", "float8"])
-def test_integers_behind_a_dequantizer_are_looked_at(tmp_path: Path, kind: str) -> None:
+def test_integers_behind_a_dequantizer_are_looked_at(
+    tmp_path: Path, kind: str, filled: bool
+) -> None:
     weight = np.tile(np.array([1, 0, -2, 0], np.int8), (8, 4)).T  # (K, N) = (16, 8)
+    if filled:
+        weight[1, 0] = 3
     if kind == "int8":
         stored = numpy_helper.from_array(weight, "w")
     else:
         data = weight.astype(ml_dtypes.float8_e4m3fn)
         # A negative zero is a zero in floats, and would be -128 in integers.
-        data[1, 0] = -0.0
+        data[3, 0] = -0.0
         stored = helper.make_tensor(
             "w", TensorProto.FLOAT8E4M3FN, (16, 8), data.tobytes(), raw=True
         )
@@ -311,5 +316,5 @@ def test_integers_behind_a_dequantizer_are_looked_at(tmp_path: Path, kind: str) 
     )
     onnx.save(helper.make_model(graph, ir_version=10), tmp_path / "q.onnx")
     ((site,), nodes) = find_pieces(tmp_path / "q.onnx")
-    assert (site.eligible, site.shape, nodes) == (True, (8, 16), 2)
+    assert (site.eligible, site.shape, nodes) == (not filled, (8, 16), 2)
     assert site.dtype.startswith(kind)

@@ -8,11 +8,12 @@ import pytest
 from patch_compile.errors import ModelError, RuntimeUnavailable
 from patch_compile.recipe import BuildRecipe
 from patch_compile.runtimes.engine_file import check_engine, write_facts
-from patch_compile.runtimes.evidence import Evidence
+from patch_compile.runtimes.evidence import Evidence, Sparsity
 from patch_compile.runtimes.gpu import Gpu, read_gpus
 
 A6000 = Gpu("NVIDIA RTX A6000", 86, "550.54", 49140)
 A100 = Gpu("NVIDIA A100", 80, "550.54", 81920)
+RTX3090 = Gpu("NVIDIA GeForce RTX 3090", 86, "550.54", 24576)
 RECIPE = BuildRecipe(engine="tensorrt")
 
 
@@ -49,6 +50,23 @@ def test_another_version_or_gpu_is_refused(tmp_path: Path) -> None:
         RuntimeUnavailable, match=r"SM 86; the GPU here is a NVIDIA A100, SM 80"
     ):
         check_engine(engine, gpu=A100)
+
+
+def test_another_gpu_of_its_architecture_needs_to_be_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeUnavailable, match=r"on a NVIDIA RTX A6000; .*same-capability"):
+        check_engine(_engine(tmp_path), gpu=RTX3090)
+    check_engine(_engine(tmp_path, replace(RECIPE, hardware="same-capability")), gpu=RTX3090)
+    check_engine(_engine(tmp_path, replace(RECIPE, engine="tensorrt_rtx")), gpu=RTX3090)
+
+
+def test_what_is_known_of_kernels_is_kept(tmp_path: Path) -> None:
+    engine = _engine(tmp_path)
+    told = check_engine(engine)["sparsity"]
+    assert told == {"requested": True, "found": "unknown", "chosen": "unknown"}
+    evidence = Evidence("tensorrt", sparsity=Sparsity(found=2, chose=0))
+    write_facts(engine, tmp_path / "m.onnx", RECIPE, evidence, profiles={})
+    told = check_engine(engine)["sparsity"]
+    assert told == {"requested": True, "found": 2, "chosen": 0}
 
 
 def test_an_engine_for_all_since_ampere_runs_on_another(tmp_path: Path) -> None:
