@@ -79,7 +79,7 @@ def cast_model(model: ir.Model, dtype: CastType) -> ir.Model:
     )
     if dtype == "bf16":
         _rename_types(proto)
-    cast = ir.from_proto(proto)
+    cast: ir.Model = ir.from_proto(proto)
     _restore(cast, originals, hidden, low)
     cast.graph.sort()
     _drop_round_trips(cast, low)

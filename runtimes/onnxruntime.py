@@ -186,11 +186,13 @@ def start_session(
 def _devices(runtime: Any, name: str) -> list[Any]:
     """Loads the library of a provider and returns the first GPU it finds."""
     package = require(_PLUGINS[name], "ort-rtx")
+    # Releases before 1.23 lack the functions.
+    failures: tuple[type[Exception], ...] = (AttributeError, *_failures())
     try:
         if name not in {device.ep_name for device in runtime.get_ep_devices()}:
             runtime.register_execution_provider_library(name, package.get_library_path())
         found = [device for device in runtime.get_ep_devices() if device.ep_name == name]
-    except (AttributeError, *_failures()) as error:
+    except failures as error:
         raise RuntimeUnavailable(
             f"onnxruntime | could not load {name}: {_one_line(error)}; install the driver and "
             "libraries it needs, and onnxruntime 1.23 or later"

@@ -35,7 +35,7 @@ PROVIDERS: dict[BenchRuntime, str] = {
     "ort-rtx": "NvTensorRTRTXExecutionProvider",
 }
 
-_TYPES = {
+_TYPES: dict[int, str] = {
     TensorProto.FLOAT: "tensor(float)",
     TensorProto.FLOAT16: "tensor(float16)",
     TensorProto.BFLOAT16: "tensor(bfloat16)",

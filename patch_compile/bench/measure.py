@@ -145,7 +145,7 @@ def _orders(names: Sequence[str], recipe: BenchRecipe) -> Iterator[list[str]]:
         if not shifts:
             drawn = rng.permutation(len(names))
             shifts = rng.permutation(len(names)).tolist()
-        yield [names[i] for i in np.roll(drawn, shifts.pop())]
+        yield [names[int(i)] for i in np.roll(drawn, shifts.pop())]
 
 
 def _rows(
