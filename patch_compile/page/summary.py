@@ -95,8 +95,7 @@ def _speed(times: list[Times], report: Facts) -> str:
 
 def target(report: Facts) -> str:
     """Returns what times were predicted for."""
-    named = report.get("target") or "an unnamed target"
-    return " ".join(map(str, named.values())) if isinstance(named, Mapping) else str(named)
+    return str((report.get("target") or {}).get("name", "an unnamed target"))
 
 
 def _kernels(found: str) -> str:

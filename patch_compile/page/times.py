@@ -2,7 +2,8 @@
 
 A report may carry, for each weight, `predicted`: one entry a number of tokens, each with
 `tokens`, `before_us`, `after_us`, and of the time after it `parts`, microseconds by use; and
-for the whole, `target`: what it is predicted for. What is absent is unknown.
+for the whole, `target`: its `name`, and the `basis` that predictions rest on. What is absent
+is unknown.
 """
 
 from collections.abc import Mapping, Sequence

@@ -256,11 +256,12 @@ def test_predicted_times_add_up(text: str) -> None:
     parts = {"products": 60.0, "moves": 20.0}
     entry = {"tokens": 2048, "before_us": 100.0, "after_us": 80.0, "parts": parts}
     _predict(report, entry, 7)
-    report["target"] = {"gpu": "a100", "dtype": "bf16"}
+    report["target"] = {"name": "a100 bf16", "basis": "a table of products"}
     page = page_of(json.dumps(report))
     words = _Reader(page).words()
     assert "2,048 tokens, a100 bf16: 700.0 µs before, 560.0 µs after, 1.25x" in words
     assert "Predicted for a100 bf16, not measured: 1.25x at 2,048 tokens." in words
+    assert "not measured; the prediction rests on a table of products." in words
     assert f"{len(report['weights']) - 7} weights have no prediction" in words
     assert _row(page, "moves") == ["moves", "140.0 µs", "25.0%"]
     assert "No target GPU was given" not in words
