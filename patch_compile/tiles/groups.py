@@ -121,8 +121,8 @@ def _grouped(
         else sunk_pieces(cut, last, planner.cost)
     )
     made = [
-        replace(plans[mask_name], lowering=form, pieces=row_pieces(cut, mask.shape[1]))
-        for mask_name, mask in zip(block.rows, rows, strict=True)
+        replace(plans[name], lowering=form, pieces=row_pieces(cut, mask.shape[1]))
+        for name, mask in zip(block.rows, rows, strict=True)
     ]
     made.append(replace(plans[block.columns], lowering=form, pieces=summed))
     mergeable = block.one_input and len(rows) > 1
@@ -183,7 +183,7 @@ def _merge(planner: _Planner, plans: Sequence[WeightPlan]) -> tuple[GroupPlan, .
 
 def _noted(plan: WeightPlan, forced: str, why: str) -> WeightPlan:
     """Says why a weight is in no group, where the recipe asked for one."""
-    if forced == "auto":
+    if forced == "auto" or plan.lowering in _BLOCK_FORMS:
         return plan
     return replace(plan, reason=f"'{forced}' was forced but {why}")
 

@@ -193,6 +193,29 @@ def test_least_gain_keeps_a_block_apart() -> None:
     assert plan_weights(some, STRUCTURE, CompileRecipe(min_gain=0.26)).groups == ()
 
 
+def test_weight_between_two_blocks_goes_with_the_first() -> None:
+    rng = np.random.default_rng(0)
+    dense = np.array([True, False, True, False])
+    some = {
+        name: [
+            random_mask(
+                rng,
+                name,
+                random_weight(rng, 32, 32),
+                tile,
+                dense=dense[:, None] if tile == "band:8" else dense[None],
+            )
+        ]
+        for name, tile in (("a", "band:8"), ("b", "column:8"), ("c", "column:8"))
+    }
+    structure = Structure((Block(("a",), "b", True), Block(("b",), "c", True)))
+    plan = plan_weights(some, structure, CompileRecipe(lowering="branches"))
+    assert [group.weights for group in plan.groups] == [("a", "b")]
+    assert [weight.lowering for weight in plan.weights] == ["branches", "branches", "dense"]
+    assert plan.weights[1].reason == "saves 25.0% of the multiply-adds of 2 weights"
+    assert plan.weights[2].reason == "'branches' was forced but 'b' is in another group"
+
+
 def test_odd_inner_axis_is_refused() -> None:
     rng = np.random.default_rng(0)
     shapes = {"g": (30, 16), "d": (16, 30)}
