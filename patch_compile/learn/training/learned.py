@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, parse_flag_from_env
 
 from patch_compile.errors import RecipeError
 from patch_compile.io.digests import digests
@@ -100,12 +100,14 @@ def learn_gates(
 def _accelerator() -> Accelerator:
     # `accelerate launch` may have a precision of its own: the recipe's counts.
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
-    kind = accelerator.distributed_type
-    if kind in _SHARDED:
-        raise RecipeError(
-            f"processes | are spread by {kind.value}, which learning cannot do; launch it "
-            "with torchrun, or with `accelerate launch --multi_gpu`"
-        )
+    for kind in _SHARDED:
+        # Without a GPU Accelerate forgets what it was launched for, and spreads by DDP.
+        asked = parse_flag_from_env(f"ACCELERATE_USE_{kind.value}")
+        if asked or accelerator.distributed_type == kind:
+            raise RecipeError(
+                f"processes | are spread by {kind.value}, which learning cannot do; launch it "
+                "with torchrun, or with `accelerate launch --multi_gpu`"
+            )
     return accelerator
 
 
