@@ -76,6 +76,7 @@ def learn_candidates(
     *,
     run: str | Path | None = None,
     resume: bool = False,
+    tensorboard: bool = False,
     checkpoint: str | Path | None = None,
     progress: Progress | None = None,
 ) -> "Candidates":
@@ -89,6 +90,7 @@ def learn_candidates(
         recipe: see `LearnRecipe`.
         run: folder of checkpoints and log.csv, for a method that learns; None keeps none.
         resume: go on from the checkpoint in `run`, if there is one.
+        tensorboard: write the log into `run` for TensorBoard too.
         checkpoint: Hugging Face folder for the weights that `recipe.update` makes.
         progress: called with (steps done, steps in all, what).
 
@@ -115,7 +117,13 @@ def learn_candidates(
     learned = require("patch_compile.learn.training.learned", "learn")
     with _folder(run) as folder:
         found: Candidates = learned.learn_gates(
-            loaded, _sources(data), recipe, folder, resume=resume, progress=progress
+            loaded,
+            _sources(data),
+            recipe,
+            folder,
+            resume=resume,
+            tensorboard=tensorboard,
+            progress=progress,
         )
     return found
 

@@ -131,6 +131,7 @@ def learn(
     output: Output = Path("masks.json"),
     run: Path | None = None,
     resume: Annotated[bool, Parameter(negative="")] = False,
+    tensorboard: Annotated[bool, Parameter(negative="")] = False,
     checkpoint: Path | None = None,
     recipe: Annotated[LearnRecipe, _FLAT] = _LEARN,
 ) -> None:
@@ -145,6 +146,7 @@ def learn(
         run: folder of a learning method's checkpoints and log.csv; by default OUTPUT's name
             with .run.
         resume: go on from the checkpoint in the run's folder.
+        tensorboard: write the log into the run's folder for TensorBoard too.
         checkpoint: folder for the model whose weights --update changed; the masks are for it.
     """
     folder = run or output.with_suffix(".run")
@@ -156,6 +158,7 @@ def learn(
                 recipe,
                 run=folder,
                 resume=resume,
+                tensorboard=tensorboard,
                 checkpoint=checkpoint,
                 progress=progress if _first_process() else None,
             )

@@ -55,8 +55,8 @@ class LoadedModel:
         known = require("transformers", "learn").MODEL_FOR_MASKED_LM_MAPPING
         if type(self.module) is not known.get(type(self.module.config), None):
             return None
-        token: int | None = self.tokenizer.mask_token_id
-        if token is None:
+        token = self.tokenizer.mask_token_id
+        if not isinstance(token, int):
             raise ModelError(
                 f"model '{self.name}' | is a masked language model, and its tokenizer has no "
                 "mask token; put a tokenizer that has one beside the weights"

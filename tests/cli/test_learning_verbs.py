@@ -6,15 +6,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import transformers
 from safetensors.numpy import load_file
 
 from patch_compile.io.load_masks import load_masks
-from patch_compile.learn.model import save_checkpoint
+from patch_compile.learn.model import LoadedModel, save_checkpoint
 from tests.cli.conftest import Cli
-from tests.learn.tiny import tiny_model, write_text
+from tests.learn.tiny import tiny_config, tiny_model, tiny_tokenizer, write_text
 
 LEARN = ["--method", "topk-ste", "--tile", "band:8", "--samples", "2", "--window", "16"]
 LEARN += ["--holdout", "2"]
@@ -158,6 +160,16 @@ def test_two_processes_are_one_with_two_passes_a_step(
         (["--method", "patch-tile", "--select", "error"], "select | is 'error', which method"),
         (["--tie", "mlp", "--tie-block", "6"], "tie-block | is 6; expected a multiple of 4"),
         (["--steps", "0"], "steps | is 0; expected a number from 1"),
+        (["--sparsity", "nan"], "sparsity | is nan; expected a number from 0.0 to 0.5"),
+        (["--sparsity", "0.2,0.7"], "sparsity | is 0.7; expected a number from 0.0 to 0.5"),
+        (["--tile", "16"], "tile '16' | is not a geometry"),
+        (
+            ["--structure", "unstructured"],
+            "structure | is 'unstructured', and method 'topk-ste'",
+        ),
+        (["--update", "true"], "update | is asked of method 'topk-ste'"),
+        (["--checkpoint", "new"], "checkpoint | is 'new', and no weight changes"),
+        (["--data", "hf:"], "text 'hf:' | names no data set"),
     ],
 )
 def test_bad_options_are_told_in_one_line(
@@ -170,6 +182,64 @@ def test_bad_options_are_told_in_one_line(
     assert (ran.code, ran.out) == (1, "")
     assert ran.err.startswith(f"patch-compile: {message}"), ran.err
     assert ran.err.count("\n") == 1
+
+
+def _refused(ran: Any, message: str) -> None:
+    assert (ran.code, ran.out) == (1, "")
+    assert ran.err.startswith("patch-compile: "), ran.err
+    assert ran.err.count("\n") == 1
+    assert message in ran.err
+
+
+def _doubled(folder: Path) -> Path:
+    """Another model: one weight is twice what it was."""
+    model = tiny_model("llama", layers=1)
+    weight: Any = model.module.get_parameter("model.layers.0.mlp.up_proj.weight")
+    weight.data.mul_(2.0)
+    save_checkpoint(model, folder)
+    return folder
+
+
+def test_a_model_with_nothing_to_prune_is_told_in_one_line(
+    cli: Cli, text: Path, tmp_path: Path
+) -> None:
+    config = tiny_config("llama", 1)
+    # In features of 6 and 10, none a multiple of 4.
+    config.update({"hidden_size": 6, "intermediate_size": 10, "head_dim": 6})
+    config.update({"num_attention_heads": 1, "num_key_value_heads": 1})
+    factory: Any = transformers.AutoModelForCausalLM
+    odd = LoadedModel(factory.from_config(config), tiny_tokenizer(), "odd")
+    save_checkpoint(odd, tmp_path / "odd")
+    for method in ("wanda", "topk-ste"):
+        options = ["--method", method, *LEARN[2:]]
+        ran = cli("learn", tmp_path / "odd", "--data", text, *options)
+        _refused(ran, "model | has no linear layer that can go 2:4")
+        assert "in features are no multiple of 4" in ran.err
+
+
+def test_a_run_of_another_model_is_told_in_one_line(
+    cli: Cli, llama: Path, text: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    options = [*LEARN, "--data", text, "--steps", "1", "--run", run, "-o", tmp_path / "m.json"]
+    assert cli("learn", llama, *options).code == 0
+    ran = cli("learn", _doubled(tmp_path / "other"), *options, "--resume")
+    _refused(ran, f"run '{run}' | is of another model")
+
+
+def test_masks_of_another_model_are_told_in_one_line(
+    cli: Cli, llama: Path, tmp_path: Path
+) -> None:
+    masks = tmp_path / "m.json"
+    made = ["--method", "magnitude", "--select", "error", "-o", masks]
+    assert cli("learn", _doubled(tmp_path / "other"), *made).code == 0
+    ran = cli("export", llama, "--masks", masks, "-o", tmp_path / "model.onnx")
+    _refused(ran, "model.layers.0.mlp.up_proj.weight")
+
+
+def test_an_update_needs_a_folder(cli: Cli, llama: Path, text: Path) -> None:
+    ran = cli("learn", llama, "--data", text, "--method", "sparsegpt", "--update")
+    _refused(ran, "checkpoint | is missing, and --update makes new weights")
 
 
 def test_an_empty_text_is_told_in_one_line(cli: Cli, llama: Path, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 N: out features. K: in features. R, C: tiles along N and K.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, parse_flag_from_env
 
 from patch_compile.errors import RecipeError
 from patch_compile.io.digests import digests
@@ -30,6 +30,7 @@ from patch_compile.learn.linears import Linear, prunable
 from patch_compile.learn.model import LoadedModel
 from patch_compile.learn.oneshot import gather_statistics
 from patch_compile.learn.text import Windows, split_windows
+from patch_compile.learn.training.board import board, check_board
 from patch_compile.learn.training.gate import Gate, Moment, parameters_of
 from patch_compile.learn.training.masked import gated, recomputed
 from patch_compile.learn.training.objective import Penalties
@@ -58,6 +59,7 @@ def learn_gates(
     folder: Path,
     *,
     resume: bool = False,
+    tensorboard: bool = False,
     progress: Progress | None = None,
 ) -> Candidates:
     """Learns masks, with a checkpoint every now and then.
@@ -68,6 +70,7 @@ def learn_gates(
         recipe: of a method that learns.
         folder: of the run: checkpoints and log.csv.
         resume: go on from the folder's checkpoint, if it has one.
+        tensorboard: write the log for TensorBoard too.
         progress: called with (steps done, steps in all, what).
 
     Raises:
@@ -75,7 +78,10 @@ def learn_gates(
             be sparse, or the folder's run is of another recipe, model or text, or is there
             and `resume` is not asked.
         ModelError: if nothing can be pruned, or the loss is NaN or infinite.
+        RuntimeUnavailable: if TensorBoard is asked for and not installed.
     """
+    if tensorboard:
+        check_board()
     linears = prunable(model.module, recipe.include, recipe.ignore)
     # First, so that a geometry that does not fit is told before anything slow.
     cuts = layout(model.module, linears, recipe)
@@ -93,19 +99,23 @@ def learn_gates(
         if state is not None:
             state.load(start.gates, trainer.optimizer)
             trainer.step = state.step
-        _run(trainer, run, text, progress)
+        wanted = tensorboard and accelerator.is_main_process
+        with board(folder, trainer.step) if wanted else nullcontext() as note:
+            _run(trainer, run, text, progress, note)
     return _candidates(start, linears, made_by(model, sources, recipe))
 
 
 def _accelerator() -> Accelerator:
     # `accelerate launch` may have a precision of its own: the recipe's counts.
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
-    kind = accelerator.distributed_type
-    if kind in _SHARDED:
-        raise RecipeError(
-            f"processes | are spread by {kind.value}, which learning cannot do; launch it "
-            "with torchrun, or with `accelerate launch --multi_gpu`"
-        )
+    for kind in _SHARDED:
+        # Without a GPU Accelerate forgets what it was launched for, and spreads by DDP.
+        asked = parse_flag_from_env(f"ACCELERATE_USE_{kind.value}")
+        if asked or accelerator.distributed_type == kind:
+            raise RecipeError(
+                f"processes | are spread by {kind.value}, which learning cannot do; launch it "
+                "with torchrun, or with `accelerate launch --multi_gpu`"
+            )
     return accelerator
 
 
@@ -220,7 +230,13 @@ def _penalties(linears: Mapping[str, Linear], start: _Start, recipe: LearnRecipe
     )
 
 
-def _run(trainer: Trainer, run: RunFolder, text: Windows, progress: Progress | None) -> None:
+def _run(
+    trainer: Trainer,
+    run: RunFolder,
+    text: Windows,
+    progress: Progress | None,
+    note: Callable[[Mapping[str, Any]], None] | None,
+) -> None:
     recipe, main = trainer.recipe, trainer.accelerator.is_main_process
     # Of the last checkpoint; nothing before the first.
     judged: dict[str, float] = {}
@@ -238,6 +254,8 @@ def _run(trainer: Trainer, run: RunFolder, text: Windows, progress: Progress | N
             # the same place; one of them keeps the files.
             if main:
                 run.log(row)
+            if note is not None:
+                note(row)
         if main and due:
             run.save(record.step, trainer.gates, trainer.optimizer)
         tell(progress if main else None, record.step, recipe.steps, _described(record, judged))

@@ -134,6 +134,19 @@ def test_sharded_logits_are_refused_before_anything_slow(
         _learn(tmp_path / "run", text)
 
 
+@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
+def test_what_accelerate_forgets_on_a_cpu_is_refused_too(
+    kind: str, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = learned.Accelerator(cpu=True)
+    monkeypatch.setattr(learned, "Accelerator", lambda **_: plain)
+    monkeypatch.setattr(learned, "gather_statistics", lambda *_: pytest.fail("it was slow"))
+    # As `accelerate launch --use_fsdp` sets it.
+    monkeypatch.setenv(f"ACCELERATE_USE_{kind}", "true")
+    with pytest.raises(RecipeError, match=f"are spread by {kind}, which learning cannot do"):
+        _learn(tmp_path / "run", text)
+
+
 def test_judged_masks_are_hard_and_without_noise(text: Path, tmp_path: Path) -> None:
     _learn(tmp_path / "run", text)
     state = _logits(tmp_path / "run")
