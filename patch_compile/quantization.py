@@ -4,11 +4,12 @@ Weights are quantised symmetrically: zero stays zero, so that a 2:4 piece stays 
 of products are quantised too, for TensorRT's sparse int8 products write int8.
 """
 
+import io
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -70,8 +71,8 @@ def quantize_model(
     outputs one scale in all. Everything else keeps its type.
 
     Args:
-        compiled: compiled.onnx, float32 or float16, with report.json beside it. The whole
-            model is held in memory.
+        compiled: compiled.onnx, float32 (for int8 also float16), with report.json beside it.
+            The whole model is held in memory.
         recipe: see `QuantizeRecipe`.
         data: UTF-8 text to calibrate on.
         tokenizer: tokenizer.json; by default the one beside `compiled`.
@@ -85,14 +86,11 @@ def quantize_model(
     compiled = Path(compiled)
     if recipe.quantize is None:
         raise RecipeError("quantize | is not given; choose int8 or fp8")
+    products = _products(load_model(compiled))
+    _check_types(compiled, products, recipe)
+    names = list(products)
     tokens = Path(tokenizer or compiled.with_name("tokenizer.json"))
     feeds = _calibration(compiled, recipe, Path(data), tokens)
-    names = _products(load_model(compiled))
-    if not names:
-        raise ModelError(
-            f"model '{compiled}' | has no product over a float weight; expected one at least; "
-            "was it quantised before?"
-        )
     with staged_folder(compiled.parent) as stage:
         target = stage / compiled.name
         _quantise(compiled, target, recipe, names, _Reader(feeds, progress))
@@ -120,18 +118,40 @@ def _calibration(
     return [inputs.token_inputs(session, window[None]) for window in windows]
 
 
-def _products(model: ir.Model) -> list[str]:
-    """Names of the products over constant float weights."""
-    return [
-        node.name
-        for node in model.graph
-        if node.op_type == "MatMul" and node.name and _is_float_weight(node.inputs[1])
-    ]
+def _products(model: ir.Model) -> dict[str, ir.DataType]:
+    """Names of the products over constant float weights, with the weights' types."""
+    found = {}
+    for node in model.graph:
+        weight = _weight(node) if node.op_type == "MatMul" else None
+        if node.name and weight is not None:
+            found[node.name] = weight.dtype
+    return found
 
 
-def _is_float_weight(value: ir.Value | None) -> bool:
+def _weight(node: ir.Node) -> ir.TensorProtocol | None:
+    value = node.inputs[1]
     tensor = None if value is None else value.const_value
-    return tensor is not None and tensor.dtype.is_floating_point() and len(tensor.shape) == 2
+    if tensor is None or not tensor.dtype.is_floating_point() or len(tensor.shape) != 2:
+        return None
+    return tensor
+
+
+def _check_types(
+    compiled: Path, products: Mapping[str, ir.DataType], recipe: QuantizeRecipe
+) -> None:
+    """Refuses what ONNX Runtime cannot calibrate: it runs on the CPU, and has its gaps."""
+    if not products:
+        raise ModelError(
+            f"model '{compiled}' | has no product over a float weight; expected one at least; "
+            "was it quantised before?"
+        )
+    able = {"FLOAT", "FLOAT16"} if recipe.quantize == "int8" else {"FLOAT"}
+    wrong = sorted({kind.name for kind in products.values()} - able)
+    if wrong:
+        raise ModelError(
+            f"model '{compiled}' | has {', '.join(wrong)} weights; {recipe.quantize} is "
+            f"calibrated on {' or '.join(sorted(able))}; compile an fp32 model without --dtype"
+        )
 
 
 class _Reader:
@@ -183,12 +203,13 @@ def _quantise(
 
 @contextmanager
 def _hushed() -> Iterator[None]:
-    """Keeps the quantiser's advice on image models, which goes to the root logger, away."""
+    """Keeps away what the quantiser prints, and its advice on image models in the root log."""
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)
     try:
-        yield
+        with redirect_stdout(io.StringIO()):
+            yield
     finally:
         root.setLevel(level)
 

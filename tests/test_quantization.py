@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -20,12 +21,13 @@ from patch_compile.io.masks_file import save_masks
 from patch_compile.io.onnx_model import load_model
 from patch_compile.passes.quantized import quantized_pieces
 from patch_compile.quantization import quantize_model
-from patch_compile.recipe import CompileRecipe, QuantizeRecipe, VerifyRecipe
+from patch_compile.recipe import CastType, CompileRecipe, QuantizeRecipe, VerifyRecipe
 from patch_compile.verification import verify
 from tests.cli.conftest import Cli, cli  # noqa: F401  # a fixture
 from tests.support import band_mask, masks_of, random_mask, random_weight, said
 
 WORDS = 40
+Kind = Literal["int8", "fp8"]
 INT8 = QuantizeRecipe(quantize="int8", calibration_tokens=64, calibration_window=16)
 
 
@@ -41,8 +43,8 @@ class Job:
     def compiled(self, recipe: CompileRecipe | None = None) -> Path:
         return compile_model(self.model, self.masks, recipe or CompileRecipe()).save(self.out)
 
-    def quantized(self, kind: str = "int8") -> Path:
-        recipe = QuantizeRecipe(kind, INT8.calibration_tokens, INT8.calibration_window)  # type: ignore[arg-type]
+    def quantized(self, kind: Kind = "int8") -> Path:
+        recipe = QuantizeRecipe(kind, INT8.calibration_tokens, INT8.calibration_window)
         path = self.compiled()
         quantize_model(path, recipe, self.text, tokenizer=self.tokenizer)
         return path
@@ -94,8 +96,12 @@ def job(tmp_path: Path) -> Job:
 
 
 @pytest.mark.parametrize(("kind", "type_"), [("int8", "INT8"), ("fp8", "FLOAT8E4M3FN")])
-def test_pieces_stay_24_and_write_what_they_should(job: Job, kind: str, type_: str) -> None:
+def test_pieces_stay_24_and_write_what_they_should(
+    job: Job, capsys: pytest.CaptureFixture[str], kind: Kind, type_: str
+) -> None:
     path = job.quantized(kind)
+    # The quantiser prints; stdout is for results.
+    assert capsys.readouterr().out == ""
     model = load_model(path)
     found = quantized_pieces(model)
     assert sorted(piece.role for piece in found) == ["dense", "sparse24", "sparse24"]
@@ -111,7 +117,7 @@ def test_pieces_stay_24_and_write_what_they_should(job: Job, kind: str, type_: s
 
 @pytest.mark.parametrize(("kind", "rtol"), [("int8", 0.03), ("fp8", 0.15)])
 def test_the_quantised_model_is_the_masked_one_to_its_precision(
-    job: Job, kind: str, rtol: float
+    job: Job, kind: Kind, rtol: float
 ) -> None:
     found = verify(
         job.model,
@@ -169,6 +175,28 @@ def test_a_zero_that_is_lost_is_found(job: Job, monkeypatch: pytest.MonkeyPatch)
         quantize_model(path, INT8, job.text, tokenizer=job.tokenizer)
     # Nothing was replaced.
     assert "quantized" not in json.loads((job.out / "report.json").read_text())
+
+
+def test_a_float16_model_becomes_int8_too(job: Job) -> None:
+    path = job.compiled(CompileRecipe(dtype="fp16"))
+    found = quantize_model(path, INT8, job.text, tokenizer=job.tokenizer)
+    assert (found.pieces, found.eligible) == (3, 2)
+    tolerant = VerifyRecipe(rtol=0.03, atol=10.0, tokens=64, window=16)
+    assert verify(job.model, path, job.masks, tolerant, data=job.text).passed
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kind", "named"),
+    [("fp16", "fp8", "FLOAT16"), ("bf16", "int8", "BFLOAT16"), ("bf16", "fp8", "BFLOAT16")],
+)
+def test_types_that_cannot_be_calibrated_are_refused(
+    job: Job, dtype: CastType, kind: Kind, named: str
+) -> None:
+    path = job.compiled(CompileRecipe(dtype=dtype))
+    recipe = QuantizeRecipe(kind, 64, 16)
+    with pytest.raises(ModelError, match=rf"has {named} weights; {kind} is") as caught:
+        quantize_model(path, recipe, job.text, tokenizer=job.tokenizer)
+    said(caught)
 
 
 def test_a_second_time_is_refused(job: Job) -> None:
