@@ -21,9 +21,15 @@ PACKAGES = (
     "patch_compile/learn/training",
     "patch_compile/passes",
     "patch_compile/runtimes",
+    "patch_compile/targets",
     "patch_compile/tiles",
 )
-DATA = {"patch_compile/py.typed", "patch_compile/io/masks.schema.json"}
+TABLES = sorted((ROOT / "patch_compile" / "targets" / "tables").glob("*.json"))
+DATA = {
+    "patch_compile/py.typed",
+    "patch_compile/io/masks.schema.json",
+    *(f"patch_compile/targets/tables/{table.name}" for table in TABLES),
+}
 NOT_SHIPPED = {"tests", "benchmarks", "scripts"}
 
 
