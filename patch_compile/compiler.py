@@ -6,7 +6,7 @@ N: out features. K: in features.
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -26,11 +26,14 @@ from patch_compile.passes.pipeline import inline, lower, node_names, value_names
 from patch_compile.passes.sites import COMPILED_ALREADY, STAMP, Refusal, Site, find_sites
 from patch_compile.recipe import CompileRecipe
 from patch_compile.report import Report
-from patch_compile.reporting import versions, weight_report
+from patch_compile.reporting import target_facts, versions, weight_report
+from patch_compile.tiles.cut import cut_masks
 from patch_compile.tiles.geometry import Geometry
 from patch_compile.tiles.masks import Masks
 from patch_compile.tiles.plan import Plan, WeightPlan
 from patch_compile.tiles.planner import plan_weight
+from patch_compile.tiles.time_budget import meet_budget
+from patch_compile.tiles.time_cost import cost_of
 from patch_compile.tiles.weight_mask import WeightMask, concatenate
 
 __all__ = [
@@ -199,7 +202,28 @@ def bind_masks(
         bindings, left_alone = bind(sites, refusals, kept)
     left_out = dict.fromkeys(known.weights.keys() - set(wanted), "left out by the recipe")
     left_alone |= dict(sorted(left_out.items()))
+    bindings, kept = _within_budget(bindings, kept, recipe)
     return bindings, left_alone | _unmasked(sites, refusals, bindings), kept
+
+
+def _within_budget(
+    bindings: list[Binding], masks: Masks, recipe: CompileRecipe
+) -> tuple[list[Binding], Masks]:
+    """Makes tiles dense as the recipe's budget says; its outcome joins `made_by`."""
+    cost = cost_of(recipe, [_shape(binding) for binding in bindings])
+    facts: dict[str, float] = {}
+    if recipe.sparsity is not None:
+        chosen_masks = dict(cut_masks(masks, recipe.sparsity).weights)
+    elif cost is not None and (recipe.speedup or recipe.max_loss is not None):
+        found = meet_budget({b.site.name: b.masks for b in bindings}, recipe, cost)
+        chosen_masks = {**masks.weights, **found.masks}
+        facts = {"saved": found.gain, "loss": found.loss, "gap": found.gap}
+    else:
+        return bindings, masks
+    cut = [replace(b, masks=tuple(chosen_masks[m.name] for m in b.masks)) for b in bindings]
+    return cut, Masks(
+        chosen_masks, {**masks.made_by, "budget": facts} if facts else masks.made_by
+    )
 
 
 def _wanted(names: list[str], recipe: CompileRecipe) -> list[str]:
@@ -218,7 +242,8 @@ def _planned(
     stamp = _stamp(known, recipe)
     _check_stamp(graph, stamp, left_alone)
     checked = _digests(bindings, progress) if recipe.check_digests else {}
-    plans = [plan_weight(b.site.name, b.masks, recipe) for b in bindings]
+    cost = cost_of(recipe, [_shape(binding) for binding in bindings])
+    plans = [plan_weight(b.site.name, b.masks, recipe, cost) for b in bindings]
     work = [(b, p, concatenate(b.masks)) for b, p in zip(bindings, plans, strict=True)]
     jobs = {b.site.name: _job(b, p, m, recipe) for b, p, m in work if _changes(p, m, recipe)}
     report = Report(
@@ -230,6 +255,7 @@ def _planned(
                 lowered=p.weight in jobs,
                 restore=recipe.restore,
                 checked=checked,
+                cost=cost,
             )
             for b, p, m in work
         ),
@@ -237,11 +263,16 @@ def _planned(
         asdict(recipe),
         known.made_by,
         versions(),
+        target=target_facts(cost),
     )
     source = None if isinstance(model, ir.Model) else Path(model)
-    compiled = Compiled(Plan(tuple(plans)), report, graph, source)
+    compiled = Compiled(Plan(tuple(plans), report.predicted), report, graph, source)
     aliases = {alias: job for job in jobs.values() for alias in job.aliases}
     return compiled, Jobs(jobs | aliases, value_names(graph), node_names(graph), stamp)
+
+
+def _shape(binding: Binding) -> tuple[int, int]:
+    return sum(mask.shape[0] for mask in binding.masks), binding.masks[0].shape[1]
 
 
 def _check_opset(model: ir.Model) -> None:

@@ -10,7 +10,24 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-__all__ = ["PieceReport", "Report", "WeightReport"]
+__all__ = ["PieceReport", "PredictedTime", "Report", "WeightReport"]
+
+
+@dataclass(frozen=True)
+class PredictedTime:
+    """Microseconds of one weight on the target, predicted, never measured.
+
+    Attributes:
+        tokens: of one run.
+        before_us: dense.
+        after_us: with everything that the rewrite adds.
+        parts: of the time after: `dense` and `sparse24` products, and `joining` them.
+    """
+
+    tokens: int
+    before_us: float
+    after_us: float
+    parts: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -41,6 +58,7 @@ class WeightReport:
         bound_by: how the mask was found: `name` or `digest`.
         digest: `match`, or `unknown` when the mask stores none for this element type.
         eligible: number of pieces that are 2:4 by our own check of their stored bytes.
+        predicted: one entry a number of tokens; none without a target.
     """
 
     weight: str
@@ -58,6 +76,7 @@ class WeightReport:
     bound_by: str
     digest: str
     eligible: int
+    predicted: tuple[PredictedTime, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -70,10 +89,15 @@ class Report:
     made_by: Mapping[str, Any]
     versions: Mapping[str, str]
     engines: tuple[Mapping[str, Any], ...] = ()
+    # What times are predicted for, and what the prediction rests on.
+    target: Mapping[str, str] | None = None
+    predicted: tuple[Mapping[str, Any], ...] = field(init=False)
     totals: Mapping[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "totals", _totals(self.weights))
+        name = "" if self.target is None else self.target["name"]
+        object.__setattr__(self, "predicted", _predicted(self.weights, name))
 
     def to_json(self) -> str:
         """Returns the whole report as JSON text."""
@@ -94,6 +118,24 @@ def _totals(weights: tuple[WeightReport, ...]) -> dict[str, Any]:
         "chosen": "unknown",
         "lowerings": _counted([w.lowering for w in weights]),
     }
+
+
+def _predicted(weights: tuple[WeightReport, ...], target: str) -> tuple[dict[str, Any], ...]:
+    """For each number of tokens the sums over the weights; `ratio` is after over before."""
+    sums: dict[int, list[float]] = {}
+    for time in (time for weight in weights for time in weight.predicted):
+        before, after = sums.get(time.tokens, (0.0, 0.0))
+        sums[time.tokens] = [before + time.before_us, after + time.after_us]
+    return tuple(
+        {
+            "target": target,
+            "tokens": tokens,
+            "before_us": before,
+            "after_us": after,
+            "ratio": after / before,
+        }
+        for tokens, (before, after) in sums.items()
+    )
 
 
 def _counted(names: list[str]) -> dict[str, int]:

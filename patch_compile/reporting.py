@@ -11,9 +11,10 @@ import numpy as np
 from patch_compile.passes.binding import Binding
 from patch_compile.report import PieceReport, WeightReport
 from patch_compile.tiles.plan import WeightPlan, indices
+from patch_compile.tiles.time_cost import TimeCost, predicted_times
 from patch_compile.tiles.weight_mask import WeightMask
 
-__all__ = ["versions", "weight_report"]
+__all__ = ["target_facts", "versions", "weight_report"]
 
 
 def weight_report(
@@ -24,6 +25,7 @@ def weight_report(
     lowered: bool,
     restore: bool,
     checked: Mapping[str, str],
+    cost: TimeCost | None = None,
 ) -> WeightReport:
     """Describes one weight of a compile.
 
@@ -34,6 +36,7 @@ def weight_report(
         lowered: the plan changes the model; a weight that loses nothing stays as it is.
         restore: dense pieces hold their unpruned values.
         checked: by mask name, whether the weight's digest matched.
+        cost: predicts times; None predicts none.
     """
     n, k = mask.shape
     verdicts = {checked.get(name, "unknown") for name in plan.masks}
@@ -53,6 +56,7 @@ def weight_report(
         bound_by=binding.how,
         digest="match" if verdicts == {"match"} else "unknown",
         eligible=sum(piece.role == "sparse24" for piece in plan.pieces),
+        predicted=() if cost is None else predicted_times(mask.shape, plan.pieces, cost),
     )
 
 
@@ -64,6 +68,13 @@ def _zeros(plan: WeightPlan, mask: WeightMask, restore: bool) -> int:
     sparse = [piece for piece in plan.pieces if piece.role == "sparse24"]
     blocks = [keep[np.ix_(indices(p.rows), indices(p.columns))] for p in sparse]
     return sum(block.size - int(np.count_nonzero(block)) for block in blocks)
+
+
+def target_facts(cost: TimeCost | None) -> dict[str, str] | None:
+    """What times are predicted for and from, for report.json."""
+    if cost is None:
+        return None
+    return {"name": cost.target.name, "basis": cost.target.basis}
 
 
 def versions() -> dict[str, str]:

@@ -6,13 +6,24 @@ N: out features. K: in features. Costs of one planner share a unit; they add up.
 from dataclasses import dataclass
 from typing import Protocol
 
-from patch_compile.tiles.plan import Piece
+from patch_compile.tiles.plan import Piece, length
 
-__all__ = ["Cost", "MultiplyAdds", "products"]
+__all__ = ["Cost", "MultiplyAdds", "price"]
+
+Pieces = tuple[Piece, ...]
 
 
 class Cost(Protocol):
     """Prices of a graph's operations, for the tokens that a target has in mind."""
+
+    @property
+    def unit(self) -> str:
+        """What is saved, in words that follow `saves 5 % of`."""
+        ...
+
+    def refusal(self, shape: tuple[int, int], pieces: Pieces) -> str:
+        """Says why these pieces save too little, in words that follow a bar; or nothing."""
+        ...
 
     def product(self, n: int, k: int, *, sparse24: bool) -> float:
         """Returns the price of `X @ W` with W (K, N), dense or 2:4."""
@@ -31,6 +42,13 @@ class Cost(Protocol):
 class MultiplyAdds:
     """Multiply-adds a token, a 2:4 product half of them; moving and adding is free."""
 
+    unit: str = "the multiply-adds"
+
+    def refusal(self, shape: tuple[int, int], pieces: Pieces) -> str:
+        """Returns nothing: the share that is saved says it all."""
+        del shape, pieces
+        return ""
+
     def product(self, n: int, k: int, *, sparse24: bool) -> float:
         """Returns n k, halved if 2:4."""
         return n * k * (0.5 if sparse24 else 1.0)
@@ -44,8 +62,24 @@ class MultiplyAdds:
         return 0.0 * features
 
 
-def products(pieces: tuple[Piece, ...], cost: Cost) -> float:
-    """Sums the price of the pieces' products."""
-    return sum(
-        cost.product(*piece.shape, sparse24=piece.role == "sparse24") for piece in pieces
+def price(shape: tuple[int, int], pieces: Pieces, cost: Cost) -> float:
+    """Sums the price of the pieces' products and of what joins them to one weight's.
+
+    A piece over some of K takes those of X; pieces over the same rows are added; those over
+    other rows are joined, and put in order unless each is one span.
+    """
+    n, k = shape
+    rows = list(dict.fromkeys(piece.rows for piece in pieces))
+    moves = [length(piece.columns) for piece in pieces if piece.shape[1] < k]
+    if len(rows) > 1:
+        moves += [n] * (2 if any(len(spans) > 1 for spans in rows) else 1)
+    sums = [length(p.rows) for i, p in enumerate(pieces) if p.rows in _rows(pieces[:i])]
+    return (
+        sum(cost.product(*p.shape, sparse24=p.role == "sparse24") for p in pieces)
+        + sum(cost.moved(features) for features in moves)
+        + sum(cost.added(features) for features in sums)
     )
+
+
+def _rows(pieces: Pieces) -> set[tuple[tuple[int, int], ...]]:
+    return {piece.rows for piece in pieces}

@@ -134,16 +134,27 @@ def _spans(data: Sequence[Sequence[int]]) -> tuple[Span, ...]:
 
 @dataclass(frozen=True)
 class Plan:
-    """The plans of all bound weights, in graph order."""
+    """The plans of all bound weights, in graph order.
+
+    Attributes:
+        weights: of every weight.
+        predicted: with a target, total microseconds before and after, by tokens.
+    """
 
     weights: tuple[WeightPlan, ...]
+    predicted: tuple[Mapping[str, Any], ...] = ()
 
     def to_json(self) -> str:
         """Returns the whole plan as JSON text."""
-        data = {"version": 1, "weights": [plan.to_json() for plan in self.weights]}
+        data: dict[str, Any] = {"version": 1}
+        if self.predicted:
+            data["predicted"] = list(self.predicted)
+        data["weights"] = [plan.to_json() for plan in self.weights]
         return json.dumps(data, indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "Plan":
         """Reads what `to_json` wrote."""
-        return cls(tuple(WeightPlan.from_json(entry) for entry in json.loads(text)["weights"]))
+        data = json.loads(text)
+        plans = tuple(WeightPlan.from_json(entry) for entry in data["weights"])
+        return cls(plans, tuple(data.get("predicted", ())))

@@ -9,13 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patch_compile.recipe import CompileRecipe
-from patch_compile.tiles.cost import Cost, MultiplyAdds, products
+from patch_compile.tiles.cost import Cost, MultiplyAdds, price
 from patch_compile.tiles.cover import minimum_cover
 from patch_compile.tiles.geometry import TileGrid
 from patch_compile.tiles.plan import Lowering, Piece, Role, Span, WeightPlan
 from patch_compile.tiles.weight_mask import WeightMask, concatenate
 
-__all__ = ["plan_weight"]
+__all__ = ["plan_weight", "strips"]
 
 Pieces = tuple[Piece, ...]
 
@@ -67,14 +67,22 @@ def _cheapest(
     if not found:
         return "dense", dense, "no band, strip or cover of this tile map is wholly 2:4"
     # On equal cost the earlier, simpler form wins: dicts keep the order of _CUTS.
-    best = min(found, key=lambda name: products(found[name], cost))
-    gain = 1 - products(found[best], cost) / products(dense, cost)
+    best = min(found, key=lambda name: price(mask.shape, found[name], cost))
+    gain = 1 - price(mask.shape, found[best], cost) / price(mask.shape, dense, cost)
+    saved = f"saves {gain:.1%} of {cost.unit}"
     if gain < min_gain:
-        reason = (
-            f"best cut ('{best}') saves {gain:.1%} of the multiply-adds, below {min_gain:.1%}"
-        )
-        return "dense", dense, reason
-    return best, found[best], f"saves {gain:.1%} of the multiply-adds"
+        why = cost.refusal(mask.shape, found[best])
+        reason = f"best cut ('{best}') {saved}, below {min_gain:.1%}"
+        return "dense", dense, f"{reason}: {why}" if why else reason
+    return best, found[best], saved
+
+
+def strips(mask: WeightMask) -> list[Pieces]:
+    """The cuts of a tile map that need no cover: whole, by bands of N, by strips of K."""
+    if mask.shape[1] % 4:
+        return []
+    cuts = (_whole(mask), _columns(mask), _reduction(mask))
+    return [pieces for pieces in cuts if pieces is not None]
 
 
 def _refusal(mask: WeightMask) -> str | None:
