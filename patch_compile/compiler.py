@@ -6,7 +6,7 @@ N: out features. K: in features.
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -29,11 +29,20 @@ from patch_compile.passes.sites import COMPILED_ALREADY, STAMP, Refusal, Site, f
 from patch_compile.passes.structure import find_structure
 from patch_compile.recipe import CompileRecipe
 from patch_compile.report import Report
-from patch_compile.reporting import group_reports, versions, weight_report
+from patch_compile.reporting import (
+    group_reports,
+    predictions,
+    target_facts,
+    versions,
+    weight_report,
+)
+from patch_compile.tiles.cut import cut_masks
 from patch_compile.tiles.geometry import Geometry
 from patch_compile.tiles.groups import plan_weights
 from patch_compile.tiles.masks import Masks
 from patch_compile.tiles.plan import Plan
+from patch_compile.tiles.time_budget import meet_budget
+from patch_compile.tiles.time_cost import cost_of
 from patch_compile.tiles.weight_mask import WeightMask, concatenate
 
 __all__ = [
@@ -205,7 +214,28 @@ def bind_masks(
         bindings, left_alone = bind(sites, refusals, kept)
     left_out = dict.fromkeys(known.weights.keys() - set(wanted), "left out by the recipe")
     left_alone |= dict(sorted(left_out.items()))
+    bindings, kept = _within_budget(bindings, kept, recipe)
     return bindings, left_alone | _unmasked(sites, refusals, bindings), kept
+
+
+def _within_budget(
+    bindings: list[Binding], masks: Masks, recipe: CompileRecipe
+) -> tuple[list[Binding], Masks]:
+    """Makes tiles dense as the recipe's budget says; its outcome joins `made_by`."""
+    cost = cost_of(recipe, [_shape(binding) for binding in bindings])
+    facts: dict[str, float] = {}
+    if recipe.sparsity is not None:
+        chosen_masks = dict(cut_masks(masks, recipe.sparsity).weights)
+    elif cost is not None and (recipe.speedup or recipe.max_loss is not None):
+        found = meet_budget({b.site.name: b.masks for b in bindings}, recipe, cost)
+        chosen_masks = {**masks.weights, **found.masks}
+        facts = {"saved": found.gain, "loss": found.loss, "gap": found.gap}
+    else:
+        return bindings, masks
+    cut = [replace(b, masks=tuple(chosen_masks[m.name] for m in b.masks)) for b in bindings]
+    return cut, Masks(
+        chosen_masks, {**masks.made_by, "budget": facts} if facts else masks.made_by
+    )
 
 
 def _wanted(names: list[str], recipe: CompileRecipe) -> list[str]:
@@ -227,9 +257,11 @@ def _planned(
     stamp = _stamp(known, recipe)
     _check_stamp(graph, stamp, left_alone)
     checked = _digests(bindings, progress) if recipe.check_digests else {}
+    cost = cost_of(recipe, [_shape(binding) for binding in bindings])
     structure = find_structure(graph, [b.site for b in bindings])
-    plan = plan_weights({b.site.name: b.masks for b in bindings}, structure, recipe)
+    plan = plan_weights({b.site.name: b.masks for b in bindings}, structure, recipe, cost)
     groups = {name: group for group in plan.groups for name in group.weights}
+    predicted = {} if cost is None else predictions(plan, cost)
     work = [(b, p, concatenate(b.masks)) for b, p in zip(bindings, plan.weights, strict=True)]
     jobs = jobs_of(plan, work, restore=recipe.restore)
     report = Report(
@@ -242,6 +274,7 @@ def _planned(
                 restore=recipe.restore,
                 checked=checked,
                 group=groups.get(p.weight),
+                predicted=predicted.get(p.weight, ()),
             )
             for b, p, m in work
         ),
@@ -251,8 +284,10 @@ def _planned(
         versions(),
         inputs=_inputs(model, masks),
         groups=group_reports(plan),
+        target=target_facts(cost),
     )
     source = None if isinstance(model, ir.Model) else Path(model)
+    plan = replace(plan, predicted=report.predicted)
     aliases = {alias: job for job in jobs.values() for alias in job.aliases}
     all_jobs = Jobs(
         jobs | aliases,
@@ -269,6 +304,10 @@ def _inputs(model: str | Path | ir.Model, masks: str | Path | Masks) -> dict[str
     """The names of what was read; their folders are nobody's business."""
     given = {"model": model, "masks": masks}
     return {word: Path(x).name for word, x in given.items() if isinstance(x, str | Path)}
+
+
+def _shape(binding: Binding) -> tuple[int, int]:
+    return sum(mask.shape[0] for mask in binding.masks), binding.masks[0].shape[1]
 
 
 def _check_opset(model: ir.Model) -> None:

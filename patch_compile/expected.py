@@ -95,8 +95,8 @@ def _recipe_from_report(text: str) -> CompileRecipe:
     given = json.loads(text)["recipe"]
     known = {field.name for field in fields(CompileRecipe)}
     values = {name: value for name, value in given.items() if name in known}
-    for name in ("include", "ignore"):
-        values[name] = tuple(values.get(name, ()))
+    for name in {"include", "ignore", "tokens"} & values.keys():
+        values[name] = tuple(values[name])
     return CompileRecipe(**values)
 
 

@@ -10,7 +10,31 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-__all__ = ["GroupReport", "PieceReport", "Report", "TileMap", "WeightReport"]
+__all__ = [
+    "GroupReport",
+    "PieceReport",
+    "PredictedTime",
+    "Report",
+    "TileMap",
+    "WeightReport",
+]
+
+
+@dataclass(frozen=True)
+class PredictedTime:
+    """Microseconds of one weight on the target, predicted, never measured.
+
+    Attributes:
+        tokens: of one run.
+        before_us: dense.
+        after_us: with everything that the rewrite adds.
+        parts: of the time after: `dense` and `sparse24` products, and `joining` them.
+    """
+
+    tokens: int
+    before_us: float
+    after_us: float
+    parts: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -61,6 +85,7 @@ class WeightReport:
         eligible: number of pieces that are 2:4 by our own check of their stored bytes.
         tile_map: None where it has too many tiles to be looked at.
         group: the form it took with other weights, see `Report.groups`; None alone.
+        predicted: one entry a number of tokens; none without a target.
     """
 
     weight: str
@@ -80,6 +105,7 @@ class WeightReport:
     eligible: int
     tile_map: TileMap | None = None
     group: str | None = None
+    predicted: tuple[PredictedTime, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -124,10 +150,15 @@ class Report:
     engines: tuple[Mapping[str, Any], ...] = ()
     inputs: Mapping[str, str] = field(default_factory=dict)
     groups: tuple[GroupReport, ...] = ()
+    # What times are predicted for, and what the prediction rests on.
+    target: Mapping[str, str] | None = None
+    predicted: tuple[Mapping[str, Any], ...] = field(init=False)
     totals: Mapping[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "totals", _totals(self.weights, self.groups))
+        name = "" if self.target is None else self.target["name"]
+        object.__setattr__(self, "predicted", _predicted(self.weights, name))
 
     def to_json(self) -> str:
         """Returns the whole report as JSON text."""
@@ -153,6 +184,24 @@ def _totals(
         "lowerings": _counted([w.lowering for w in weights]),
         "groups": _counted([group.lowering for group in groups]),
     }
+
+
+def _predicted(weights: tuple[WeightReport, ...], target: str) -> tuple[dict[str, Any], ...]:
+    """For each number of tokens the sums over the weights; `ratio` is after over before."""
+    sums: dict[int, list[float]] = {}
+    for time in (time for weight in weights for time in weight.predicted):
+        before, after = sums.get(time.tokens, (0.0, 0.0))
+        sums[time.tokens] = [before + time.before_us, after + time.after_us]
+    return tuple(
+        {
+            "target": target,
+            "tokens": tokens,
+            "before_us": before,
+            "after_us": after,
+            "ratio": after / before,
+        }
+        for tokens, (before, after) in sums.items()
+    )
 
 
 def _counted(names: list[str]) -> dict[str, int]:

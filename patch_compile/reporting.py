@@ -9,13 +9,14 @@ from importlib.metadata import version
 import numpy as np
 
 from patch_compile.passes.binding import Binding
-from patch_compile.report import GroupReport, PieceReport, WeightReport
+from patch_compile.report import GroupReport, PieceReport, PredictedTime, WeightReport
 from patch_compile.tiles.operations import of_group
 from patch_compile.tiles.plan import GroupPlan, Plan, WeightPlan, indices
 from patch_compile.tiles.tile_map import tile_map
+from patch_compile.tiles.time_cost import TimeCost, predicted_times, shared_times
 from patch_compile.tiles.weight_mask import WeightMask
 
-__all__ = ["group_reports", "versions", "weight_report"]
+__all__ = ["group_reports", "predictions", "target_facts", "versions", "weight_report"]
 
 
 def weight_report(
@@ -27,6 +28,7 @@ def weight_report(
     restore: bool,
     checked: Mapping[str, str],
     group: GroupPlan | None = None,
+    predicted: tuple[PredictedTime, ...] = (),
 ) -> WeightReport:
     """Describes one weight of a compile.
 
@@ -38,6 +40,7 @@ def weight_report(
         restore: dense pieces hold their unpruned values.
         checked: by mask name, whether the weight's digest matched.
         group: what it is lowered with, if anything.
+        predicted: microseconds on the target; none without one.
     """
     n, k = mask.shape
     verdicts = {checked.get(name, "unknown") for name in plan.masks}
@@ -59,7 +62,18 @@ def weight_report(
         eligible=sum(piece.role == "sparse24" for piece in plan.pieces),
         tile_map=tile_map(mask.grid, mask.dense, plan.pieces),
         group=None if group is None else group.lowering,
+        predicted=predicted,
     )
+
+
+def predictions(plan: Plan, cost: TimeCost) -> dict[str, tuple[PredictedTime, ...]]:
+    """Predicts every weight's time, of those in groups their share of the group's."""
+    plans = {weight.weight: weight for weight in plan.weights}
+    times = {p.weight: predicted_times(p.shape, p.pieces, cost) for p in plan.weights}
+    for group in plan.groups:
+        members = [plans[name] for name in group.weights]
+        times |= shared_times(members, of_group(group, members), cost)
+    return times
 
 
 def group_reports(plan: Plan) -> tuple[GroupReport, ...]:
@@ -84,6 +98,13 @@ def _zeros(plan: WeightPlan, mask: WeightMask, restore: bool) -> int:
     sparse = [p for p in plan.pieces if p.role == "sparse24" and p.part != "rest"]
     blocks = [keep[np.ix_(indices(p.rows), indices(p.columns))] for p in sparse]
     return sum(block.size - int(np.count_nonzero(block)) for block in blocks)
+
+
+def target_facts(cost: TimeCost | None) -> dict[str, str] | None:
+    """What times are predicted for and from, for report.json."""
+    if cost is None:
+        return None
+    return {"name": cost.target.name, "basis": cost.target.basis}
 
 
 def versions() -> dict[str, str]:

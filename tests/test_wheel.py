@@ -23,13 +23,16 @@ PACKAGES = (
     "patch_compile/page",
     "patch_compile/passes",
     "patch_compile/runtimes",
+    "patch_compile/targets",
     "patch_compile/tiles",
 )
 TEMPLATES = {f"patch_compile/page/templates/report.{kind}" for kind in ("css", "html", "js")}
+TABLES = sorted((ROOT / "patch_compile" / "targets" / "tables").glob("*.json"))
 DATA = {
     "patch_compile/py.typed",
     "patch_compile/io/masks.schema.json",
     "patch_compile/runtimes/bundle_run.sh",
+    *(f"patch_compile/targets/tables/{table.name}" for table in TABLES),
 } | TEMPLATES
 NOT_SHIPPED = {"tests", "benchmarks", "scripts"}
 

@@ -87,11 +87,27 @@ def totals(report: Report) -> str:
     if report.groups:
         groups = ", ".join(f"{count} {name}" for name, count in total["groups"].items())
         lines.append(f"groups: {groups}; {total['products']} products in all")
+    lines += _times(report)
     dense = [w.reason for w in report.weights if not w.eligible]
     lines += [f"kept dense: {count} ({reason})" for reason, count in _counted(dense)]
     left = _counted(list(report.left_alone.values()))
     lines += [f"left alone: {count} ({reason})" for reason, count in left]
     return "\n".join(lines)
+
+
+def _times(report: Report) -> list[str]:
+    if report.target is None:
+        return []
+    name, basis = report.target["name"], report.target["basis"]
+    lines = [
+        f"{time['tokens']:,} tokens on {name}: {time['before_us']:,.0f} us to "
+        f"{time['after_us']:,.0f} us for the masked weights, "
+        f"{time['before_us'] / time['after_us']:.2f}x, {basis}"
+        for time in report.predicted
+    ]
+    if not report.totals["eligible"]:
+        lines.append(f"nothing pays on {name}: the model stays dense")
+    return lines
 
 
 def _counted(reasons: Sequence[str]) -> list[tuple[str, int]]:

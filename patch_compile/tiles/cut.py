@@ -17,7 +17,7 @@ from patch_compile.tiles.masks import Masks
 from patch_compile.tiles.pattern import pack_keep
 from patch_compile.tiles.weight_mask import WeightMask
 
-__all__ = ["cut_masks", "cut_to"]
+__all__ = ["cut_masks", "cut_to", "relaxed"]
 
 
 def cut_masks(masks: Masks, sparsity: float) -> Masks:
@@ -61,7 +61,7 @@ def cut_to(masks: Masks, gains: Mapping[str, NDArray[Any]], target: float) -> Ma
         raise MaskError(f"weight '{unscored[0]}' | has no scores to cut by; learn it again")
     scores, gained = [_scores(m) for m in weights], [gains[m.name] for m in weights]
     sparse = choose_sparse_tiles(scores, gained, target, _groups(weights))
-    chosen = [_relaxed(*pair) for pair in zip(weights, sparse, strict=True)]
+    chosen = [relaxed(*pair) for pair in zip(weights, sparse, strict=True)]
     return Masks({mask.name: mask for mask in chosen}, masks.made_by)
 
 
@@ -89,7 +89,14 @@ def _groups(weights: list[WeightMask]) -> list[NDArray[Any]] | None:
     return groups
 
 
-def _relaxed(mask: WeightMask, sparse: NDArray[np.bool_]) -> WeightMask:
+def relaxed(mask: WeightMask, sparse: NDArray[np.bool_]) -> WeightMask:
+    """Returns the mask with all tiles dense, and unpruned, but those of `sparse` (R, C)."""
     dense = ~sparse
-    packed = pack_keep(mask.keep() | mask.grid.expand(dense))
-    return replace(mask, dense=dense, bits=lambda: packed)
+    if np.array_equal(dense, mask.dense):
+        return mask
+
+    # Made when they are read: a plan needs none, and a large model's are gigabytes unpacked.
+    def bits() -> NDArray[np.uint8]:
+        return pack_keep(mask.keep() | mask.grid.expand(dense))
+
+    return replace(mask, dense=dense, bits=bits)

@@ -91,7 +91,7 @@ def _of_block(planner: _Planner, block: Block, plans: Mapping[str, WeightPlan]) 
         saved < planner.recipe.min_gain or _rank(planner, apart) <= _rank(planner, best)
     ):
         return _Choice(members)
-    return _explained(best, f"{saving(saved)} of {len(members)} weights")
+    return _explained(best, f"{saving(saved, planner.cost)} of {len(members)} weights")
 
 
 def _refused(block: Block, plans: Mapping[str, WeightPlan]) -> str | None:

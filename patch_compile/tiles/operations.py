@@ -24,6 +24,8 @@ __all__ = [
     "in_order",
     "of_group",
     "of_pieces",
+    "price",
+    "products",
     "shared_order",
     "stacked",
 ]
@@ -83,6 +85,11 @@ def of_pieces(shape: tuple[int, int], pieces: Sequence[Piece]) -> Operations:
     return Operations(_products(pieces), tuple(taken + along), tuple(added))
 
 
+def price(shape: tuple[int, int], pieces: Sequence[Piece], cost: Cost) -> float:
+    """What one weight of `shape` (N, K) costs in these pieces, lowered alone."""
+    return of_pieces(shape, pieces).price(cost)
+
+
 def in_order(pieces: Sequence[Piece]) -> bool:
     """Whether the pieces' rows, joined by their first, come in the order of N."""
     bands = list(dict.fromkeys(pieces[index].rows for index in by_first(pieces)))
@@ -125,6 +132,11 @@ def shared_order(plans: Sequence[WeightPlan]) -> bool:
     With one weight at most that is cut, it is cheaper to join that one alone.
     """
     return sum(len(plan.pieces) > 1 for plan in plans) > 1
+
+
+def products(pieces: Sequence[Piece]) -> Operations:
+    """The bill of the pieces' products alone."""
+    return Operations(_products(pieces))
 
 
 def _products(pieces: Sequence[Piece]) -> tuple[tuple[int, int, Role], ...]:

@@ -244,15 +244,18 @@ class Plan:
     Attributes:
         weights: one plan a weight.
         groups: no weight is in two of them.
+        predicted: with a target, total microseconds before and after, by tokens.
     """
 
     weights: tuple[WeightPlan, ...]
     groups: tuple[GroupPlan, ...] = ()
+    predicted: tuple[Mapping[str, Any], ...] = ()
 
     def to_json(self) -> str:
         """Returns the whole plan as JSON text."""
-        data = {
+        data: dict[str, Any] = {
             "version": 2,
+            **({"predicted": list(self.predicted)} if self.predicted else {}),
             "weights": [plan.to_json() for plan in self.weights],
             "groups": [group.to_json() for group in self.groups],
         }
@@ -265,4 +268,5 @@ class Plan:
         return cls(
             tuple(WeightPlan.from_json(entry) for entry in data["weights"]),
             tuple(GroupPlan.from_json(entry) for entry in data.get("groups", ())),
+            tuple(data.get("predicted", ())),
         )

@@ -12,11 +12,11 @@ from patch_compile.recipe import CompileRecipe
 from patch_compile.tiles.cost import Cost, MultiplyAdds
 from patch_compile.tiles.cover import minimum_cover
 from patch_compile.tiles.geometry import TileGrid
-from patch_compile.tiles.operations import of_pieces
+from patch_compile.tiles.operations import price
 from patch_compile.tiles.plan import Lowering, Piece, Role, Span, WeightPlan
 from patch_compile.tiles.weight_mask import WeightMask, concatenate
 
-__all__ = ["NO_BLOCK", "over_all_columns", "plan_weight", "saving", "spans_of"]
+__all__ = ["NO_BLOCK", "over_all_columns", "plan_weight", "saving", "spans_of", "strips"]
 
 Pieces = tuple[Piece, ...]
 
@@ -74,17 +74,19 @@ def _cheapest(
     if not found:
         return "dense", dense, "no band, strip or cover of this tile map is wholly 2:4"
     # On equal cost the earlier, simpler form wins: dicts keep the order of _CUTS.
-    prices = {name: of_pieces(mask.shape, found[name]).price(cost) for name in found}
+    prices = {name: price(mask.shape, found[name], cost) for name in found}
     best = min(found, key=prices.__getitem__)
-    gain = 1 - prices[best] / of_pieces(mask.shape, dense).price(cost)
+    gain = 1 - prices[best] / price(mask.shape, dense, cost)
     if gain < min_gain:
-        return "dense", dense, f"best cut ('{best}') {saving(gain)}, below {min_gain:.1%}"
-    return best, found[best], saving(gain)
+        reason = f"best cut ('{best}') {saving(gain, cost)}, below {min_gain:.1%}"
+        why = cost.refusal(mask.shape, found[best])
+        return "dense", dense, f"{reason}: {why}" if why else reason
+    return best, found[best], saving(gain, cost)
 
 
-def saving(gain: float) -> str:
+def saving(gain: float, cost: Cost) -> str:
     """Says what share of the dense price a form saves."""
-    return f"saves {gain:.1%} of the multiply-adds"
+    return f"saves {gain:.1%} of {cost.unit}"
 
 
 def over_all_columns(mask: WeightMask, cost: Cost) -> Pieces:
@@ -92,7 +94,15 @@ def over_all_columns(mask: WeightMask, cost: Cost) -> Pieces:
     n, k = mask.shape
     forms = [_whole(mask), _columns(mask), (Piece("dense", ((0, n),), ((0, k),)),)]
     found = [pieces for pieces in forms if pieces is not None]
-    return min(found, key=lambda pieces: of_pieces(mask.shape, pieces).price(cost))
+    return min(found, key=lambda pieces: price(mask.shape, pieces, cost))
+
+
+def strips(mask: WeightMask) -> list[Pieces]:
+    """The cuts of a tile map that need no cover: whole, by bands of N, by strips of K."""
+    if mask.shape[1] % 4:
+        return []
+    cuts = (_whole(mask), _columns(mask), _reduction(mask))
+    return [pieces for pieces in cuts if pieces is not None]
 
 
 def _refusal(mask: WeightMask) -> str | None:

@@ -1,0 +1,173 @@
+"""Budgets of time: met, at the least loss, as brute force finds it."""
+
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from patch_compile.errors import MaskError, RecipeError
+from patch_compile.recipe import CompileRecipe
+from patch_compile.tiles.geometry import Geometry
+from patch_compile.tiles.operations import price
+from patch_compile.tiles.planner import plan_weight
+from patch_compile.tiles.time_budget import Option, choose, meet_budget
+from patch_compile.tiles.time_cost import TimeCost, cost_of
+from patch_compile.tiles.weight_mask import WeightMask
+from tests.support import random_mask, random_weight
+
+SHAPE = (4096, 1024)
+
+
+def scored(
+    name: str, tile: str, scores: Any, ties: Any = None, dense: Any = None
+) -> WeightMask:
+    rng = np.random.default_rng(0)
+    grid = Geometry.parse(tile).grid(SHAPE)
+    scores = np.asarray(scores, np.float32).reshape(grid.tiles)
+    kept = np.zeros(grid.tiles, np.bool_) if dense is None else np.asarray(dense)
+    bits = random_mask(rng, name, random_weight(rng, *SHAPE), grid, dense=kept).bits()
+    return WeightMask(name, grid, kept, lambda: bits, scores, {}, tile, ties)
+
+
+def costs(recipe: CompileRecipe, count: int) -> TimeCost:
+    cost = cost_of(recipe, [SHAPE] * count)
+    assert cost is not None
+    return cost
+
+
+def time_of(masks: dict[str, WeightMask], recipe: CompileRecipe, cost: TimeCost) -> float:
+    plans = [plan_weight(name, [mask], recipe, cost) for name, mask in masks.items()]
+    return sum(price(plan.shape, plan.pieces, cost) for plan in plans)
+
+
+def lost(masks: dict[str, WeightMask]) -> float:
+    return sum(float(m.scores[~m.dense].sum()) for m in masks.values() if m.scores is not None)
+
+
+seeds = st.integers(0, 2**32 - 1)
+
+
+@settings(max_examples=3)
+@given(seeds, st.sampled_from(["1.05x", "1.15x", "1.2x"]))
+def test_least_loss_for_a_speedup_is_that_of_every_choice_of_bands(
+    seed: int, speedup: str
+) -> None:
+    """Brute force over every tile map there is, priced by the planner itself."""
+    rng = np.random.default_rng(seed)
+    recipe = CompileRecipe(target="a100-bf16", tokens=("2048",), speedup=speedup, min_gain=0.0)
+    # Scores that fall along N: the best bands lie together, as prefixes by score do.
+    weights = {n: scored(n, "band:1024", np.sort(rng.random(4))) for n in ("a", "b")}
+    cost = costs(recipe, 2)
+    found = meet_budget({n: [m] for n, m in weights.items()}, recipe, cost)
+    best = float("inf")
+    for chosen in product(product([False, True], repeat=4), repeat=2):
+        trial = {
+            n: scored(n, "band:1024", m.scores, dense=np.array(dense)[:, None])
+            for (n, m), dense in zip(weights.items(), chosen, strict=True)
+        }
+        if time_of(trial, recipe, cost) <= 1 / float(speedup[:-1]) + 1e-9:
+            best = min(best, lost(trial))
+    assert found.loss == pytest.approx(best, rel=1e-6)
+    assert found.gap == 0
+    assert lost(dict(found.masks)) == pytest.approx(found.loss)
+    assert time_of(dict(found.masks), recipe, cost) <= 1 / float(speedup[:-1]) + 1e-6
+
+
+@settings(max_examples=15)
+@given(seeds)
+def test_the_choice_of_options_is_that_of_brute_force(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    menu = [
+        [
+            Option(0.0, 0.0, {}),
+            *(Option(*rng.random(2), {}) for _ in range(rng.integers(1, 5))),
+        ]
+        for _ in range(4)
+    ]
+    every = [
+        (sum(o.gain for o in picked), sum(o.loss for o in picked)) for picked in product(*menu)
+    ]
+    budget = float(rng.random()) * max(gain for gain, _ in every)
+    by_gain, _ = choose(menu, least_gain=budget)
+    wanted = min(loss for gain, loss in every if gain >= budget)
+    assert sum(o.loss for o in by_gain) == pytest.approx(wanted, abs=1e-6)
+    by_loss, _ = choose(menu, most_loss=budget)
+    wanted = max(gain for gain, loss in every if loss <= budget)
+    assert sum(o.gain for o in by_loss) == pytest.approx(wanted, abs=1e-6)
+    assert len(by_gain) == len(by_loss) == 4
+
+
+@pytest.mark.parametrize("tile", ["weight", "band:1024", "column:256", "1024x256"])
+def test_more_loss_buys_more_time(tile: str) -> None:
+    rng = np.random.default_rng(1)
+    tiles = Geometry.parse(tile).grid(SHAPE).tiles
+    weights = {n: [scored(n, tile, rng.random(tiles))] for n in "abcd"}
+    gains = []
+    for share in (0.0, 0.3, 1.0):
+        most = share * sum(
+            float(m.scores.sum()) for (m,) in weights.values() if m.scores is not None
+        )
+        recipe = CompileRecipe(
+            target="a100-bf16", tokens=("2048",), max_loss=most + 1e-6, min_gain=0.0
+        )
+        cost = costs(recipe, 4)
+        found = meet_budget(weights, recipe, cost)
+        assert found.loss <= most + 1e-5
+        saved = 1 - time_of(dict(found.masks), recipe, cost)
+        assert saved >= found.gain - 1e-9
+        gains.append(found.gain)
+    assert gains[0] == 0
+    assert gains[0] < gains[2]
+    assert gains == sorted(gains)
+
+
+def test_tied_tiles_stay_together() -> None:
+    ties = np.arange(4, dtype=np.int32)[:, None]
+    rng = np.random.default_rng(0)
+    weights = {n: [scored(n, "band:1024", rng.random(4), ties)] for n in ("gate", "up")}
+    recipe = CompileRecipe(target="a100-bf16", tokens=("2048",), speedup="1.1x", min_gain=0.0)
+    found = meet_budget(weights, recipe, costs(recipe, 2))
+    maps = [mask.dense.ravel().tolist() for mask in found.masks.values()]
+    assert maps[0] == maps[1]
+    assert 0 < sum(maps[0]) < 4
+
+
+def test_a_tile_that_is_dense_stays_dense() -> None:
+    dense = np.array([[True], [False], [False], [False]])
+    weights = {"w": [scored("w", "band:1024", [0.0, 1, 1, 1], dense=dense)]}
+    recipe = CompileRecipe(target="a100-bf16", tokens=("2048",), max_loss=1e6, min_gain=0.0)
+    found = meet_budget(weights, recipe, costs(recipe, 1)).masks["w"]
+    assert found.dense[0, 0]
+    assert not found.dense[1:].any()
+    found.check()
+
+
+def test_a_tile_made_dense_keeps_all_its_weights() -> None:
+    weights = {"w": [scored("w", "band:1024", [1.0, 1, 1, 9])]}
+    recipe = CompileRecipe(target="a100-bf16", tokens=("2048",), max_loss=3.5, min_gain=0.0)
+    found = meet_budget(weights, recipe, costs(recipe, 1)).masks["w"]
+    assert found.dense.ravel().tolist() == [False, False, False, True]
+    keep = found.keep()
+    assert keep[3072:].all()
+    assert keep[:3072].mean() <= 0.5
+    found.check()
+
+
+def test_a_speedup_out_of_reach_says_what_is() -> None:
+    weights = {"w": [scored("w", "weight", [1.0])]}
+    recipe = CompileRecipe(target="a100-bf16", tokens=("2048",), speedup="3x")
+    with pytest.raises(
+        RecipeError, match=r"speedup \| is '3x', and these masks allow 1\.\d+x at"
+    ):
+        meet_budget(weights, recipe, costs(recipe, 1))
+
+
+def test_masks_without_scores_are_refused() -> None:
+    mask = scored("w", "weight", [1.0])
+    bare = WeightMask("w", mask.grid, mask.dense, mask.bits)
+    recipe = CompileRecipe(target="a100-bf16", speedup="1.1x")
+    with pytest.raises(MaskError, match=r"weight 'w' \| has no scores"):
+        meet_budget({"w": [bare]}, recipe, costs(recipe, 1))
