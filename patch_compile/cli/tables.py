@@ -9,6 +9,7 @@ from rich.table import Table
 from patch_compile.inspection import Inspection, WeightInspection
 from patch_compile.page.names import alike
 from patch_compile.report import Report, WeightReport
+from patch_compile.whatif import WhatIf
 
 if TYPE_CHECKING:
     from patch_compile.verification import Verification
@@ -20,6 +21,7 @@ __all__ = [
     "tile_map",
     "totals",
     "verification_table",
+    "what_if_table",
 ]
 
 # Longer reports show the beginning; report.json holds every weight.
@@ -134,6 +136,23 @@ def _inspection_row(weight: WeightInspection) -> tuple[str, ...]:
         f"{weight.zeros:.1%}",
         f"{weight.sparse_tiles.mean():.1%}",
     )
+
+
+def what_if_table(rows: Sequence[WhatIf], *, masked: bool) -> Table:
+    """A row a target, predicted speed-ups of the weights that could be cut by tokens."""
+    counts = list(dict.fromkeys(row.tokens for row in rows))
+    asked = "these masks" if masked else "2:4 wherever it is faster"
+    table = plain_table(
+        f"Speed-up of the linear layers by {asked}, predicted, by tokens a run",
+        "target",
+        *(f"{tokens:,}" for tokens in counts),
+        right=len(counts),
+    )
+    for name in dict.fromkeys(row.target for row in rows):
+        own = [row for row in rows if row.target == name]
+        mark = "*" if own[0].estimate else ""
+        table.add_row(name + mark, *(f"{row.speedup:.2f}x" for row in own))
+    return table
 
 
 def tile_map(weight: WeightInspection) -> str:

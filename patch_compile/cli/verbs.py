@@ -29,6 +29,7 @@ from patch_compile.recipe import (
 )
 from patch_compile.report import Report
 from patch_compile.tiles.cut import cut_masks
+from patch_compile.whatif import named_targets, what_if
 
 __all__ = ["compile_", "cut", "demo", "export", "inspect", "learn", "plan", "verify"]
 
@@ -99,19 +100,28 @@ def plan(
     model: Path,
     /,
     *,
-    tiles: str,
+    tiles: str | None = None,
+    targets: str | None = None,
     output: OptionalOutput = None,
     recipe: Annotated[CompileRecipe, _FLAT] = _COMPILE,
     json_: Json = False,
 ) -> None:
-    """Show what compiling would do, without doing it.
+    """Show what compiling would do, without doing it; or what it would buy on other GPUs.
 
     Args:
         model: the dense .onnx file.
-        tiles: masks.json, a .npz, or `infer`.
-        output: also write plan.json there.
-        json_: print the report as JSON.
+        tiles: masks.json, a .npz, or `infer`; with `targets` it may be left out, which asks
+            what 2:4 would buy at best, from shapes alone.
+        targets: compare predicted speed-ups: `all`, or GPUs and dtypes as in
+            `a100,h100-fp8`, at each number of `tokens`.
+        output: also write plan.json, or the comparison, there.
+        json_: print the report, or the comparison, as JSON.
     """
+    if targets is not None:
+        _compare(model, tiles, targets.split(","), recipe, output, json_)
+        return
+    if tiles is None:
+        raise RecipeError("tiles | are missing; give --tiles masks.json, or ask --targets all")
     with progress_bar() as progress:
         planned = plan_model(model, tiles, recipe, progress)
     if json_:
@@ -120,6 +130,28 @@ def plan(
         _print_tables(planned.report)
     if output is not None:
         write_text(output, planned.plan.to_json())
+        say(f"wrote {output}")
+
+
+def _compare(
+    model: Path,
+    tiles: str | None,
+    targets: list[str],
+    recipe: CompileRecipe,
+    output: Path | None,
+    as_json: bool,
+) -> None:
+    with progress_bar() as progress:
+        rows = what_if(model, tiles, named_targets(targets), recipe, progress)
+    facts = {"version": 1, "rows": [row.to_json() for row in rows]}
+    if as_json:
+        _print_json(facts)
+    else:
+        out.print(tables.what_if_table(rows, masked=tiles is not None))
+        if any(row.estimate for row in rows):
+            out.print("* nothing was measured on this GPU: scaled from another by datasheets")
+    if output is not None:
+        write_text(output, json.dumps(facts, indent=1) + "\n")
         say(f"wrote {output}")
 
 

@@ -107,7 +107,8 @@ class LatencyModel:
     def nearest(self, sizes: Floats) -> Floats:
         """Octaves to the nearest measured sizes, float (Q,)."""
         apart = np.log2(sizes)[:, None] - np.log2(self.table.sizes)
-        return np.sqrt((apart**2).sum(axis=2)).min(axis=1)
+        octaves: Floats = np.sqrt((apart**2).sum(axis=2)).min(axis=1)
+        return octaves
 
     def predict(self, m: int, n: int, k: int, *, sparse24: bool = False) -> Prediction:
         """Predicts one latency with its interval."""

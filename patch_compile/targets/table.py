@@ -70,7 +70,8 @@ class Table:
     @property
     def log_us(self) -> Floats:
         """Log microseconds of every point, dense and 2:4, float (T, 2)."""
-        return np.log(np.concatenate(list(self.points.values()))[:, 3:])
+        logs: Floats = np.log(np.concatenate(list(self.points.values()))[:, 3:])
+        return logs
 
     def to_json(self) -> str:
         """Returns the table as JSON text, a point a line."""

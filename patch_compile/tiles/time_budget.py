@@ -241,7 +241,7 @@ def _tie_units(masks: Sequence[WeightMask]) -> list[Sparse]:
         m.name: m.ties if m.ties is not None else np.full(m.dense.shape, -1) for m in masks
     }
     every = np.unique(np.concatenate([tiles.ravel() for tiles in numbers.values()]))
-    units = []
+    units: list[Sparse] = []
     for number in every:
         unit = {mask.name: numbers[mask.name] == number for mask in masks}
         if all(

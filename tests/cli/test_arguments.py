@@ -85,4 +85,5 @@ def test_options_are_saved_under_their_verb() -> None:
         "ignore": ["a", "re:b,c"],
         "check_digests": True,
         "json": True,
+        "tokens": ["16:0.9", "2048:0.1"],
     }

@@ -1,5 +1,6 @@
 """Budgets of time: met, at the least loss, as brute force finds it."""
 
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from patch_compile.errors import MaskError, RecipeError
 from patch_compile.recipe import CompileRecipe
+from patch_compile.tiles.cost import MultiplyAdds
 from patch_compile.tiles.geometry import Geometry
 from patch_compile.tiles.operations import price
 from patch_compile.tiles.planner import plan_weight
@@ -65,7 +67,7 @@ def test_least_loss_for_a_speedup_is_that_of_every_choice_of_bands(
     best = float("inf")
     for chosen in product(product([False, True], repeat=4), repeat=2):
         trial = {
-            n: scored(n, "band:1024", m.scores, dense=np.array(dense)[:, None])
+            n: replace(m, dense=np.array(dense)[:, None])
             for (n, m), dense in zip(weights.items(), chosen, strict=True)
         }
         if time_of(trial, recipe, cost) <= 1 / float(speedup[:-1]) + 1e-9:
@@ -126,20 +128,21 @@ def test_more_loss_buys_more_time(tile: str) -> None:
 
 def test_tied_tiles_stay_together() -> None:
     ties = np.arange(4, dtype=np.int32)[:, None]
-    rng = np.random.default_rng(0)
-    weights = {n: [scored(n, "band:1024", rng.random(4), ties)] for n in ("gate", "up")}
-    recipe = CompileRecipe(target="a100-bf16", tokens=("2048",), speedup="1.1x", min_gain=0.0)
-    found = meet_budget(weights, recipe, costs(recipe, 2))
+    # Alone, each weight would keep three bands; together, the two that both can afford.
+    scores = {"gate": [1.0, 1, 1, 9], "up": [1.0, 1, 9, 1]}
+    weights = {n: [scored(n, "band:1024", s, ties)] for n, s in scores.items()}
+    recipe = CompileRecipe(target="a100-bf16", tokens=("8192",), max_loss=7.0, min_gain=0.0)
+    found = meet_budget(weights, recipe, MultiplyAdds())
     maps = [mask.dense.ravel().tolist() for mask in found.masks.values()]
     assert maps[0] == maps[1]
-    assert 0 < sum(maps[0]) < 4
+    assert maps[0] == [False, False, True, True]
 
 
 def test_a_tile_that_is_dense_stays_dense() -> None:
     dense = np.array([[True], [False], [False], [False]])
     weights = {"w": [scored("w", "band:1024", [0.0, 1, 1, 1], dense=dense)]}
     recipe = CompileRecipe(target="a100-bf16", tokens=("2048",), max_loss=1e6, min_gain=0.0)
-    found = meet_budget(weights, recipe, costs(recipe, 1)).masks["w"]
+    found = meet_budget(weights, recipe, MultiplyAdds()).masks["w"]
     assert found.dense[0, 0]
     assert not found.dense[1:].any()
     found.check()
@@ -148,7 +151,7 @@ def test_a_tile_that_is_dense_stays_dense() -> None:
 def test_a_tile_made_dense_keeps_all_its_weights() -> None:
     weights = {"w": [scored("w", "band:1024", [1.0, 1, 1, 9])]}
     recipe = CompileRecipe(target="a100-bf16", tokens=("2048",), max_loss=3.5, min_gain=0.0)
-    found = meet_budget(weights, recipe, costs(recipe, 1)).masks["w"]
+    found = meet_budget(weights, recipe, MultiplyAdds()).masks["w"]
     assert found.dense.ravel().tolist() == [False, False, False, True]
     keep = found.keep()
     assert keep[3072:].all()
