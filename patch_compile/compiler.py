@@ -3,29 +3,24 @@
 N: out features. K: in features.
 """
 
-import os
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
 import onnx_ir as ir
 from onnx_ir.passes import PassError
 
-from patch_compile.errors import InternalError, MaskError, ModelError, RecipeError
+from patch_compile.digest_check import check_digests
+from patch_compile.errors import InternalError, MaskError, ModelError
 from patch_compile.io.atomic import stage_text, staged_folder
-from patch_compile.io.infer import infer_masks
-from patch_compile.io.load_masks import load_masks
 from patch_compile.io.onnx_model import external_files, load_model, save_model
-from patch_compile.names import chosen
+from patch_compile.masking import bind_masks, shapes
 from patch_compile.page.render import page_of
-from patch_compile.passes.binding import Binding, bind, in_features, slice_digest
 from patch_compile.passes.jobs import Jobs, jobs_of
 from patch_compile.passes.pipeline import inline, lower, node_names, value_names
 from patch_compile.passes.precision import cast_model
-from patch_compile.passes.sites import COMPILED_ALREADY, STAMP, Refusal, Site, find_sites
+from patch_compile.passes.sites import COMPILED_ALREADY, STAMP
 from patch_compile.passes.structure import find_structure
 from patch_compile.recipe import CompileRecipe
 from patch_compile.report import Report
@@ -36,21 +31,17 @@ from patch_compile.reporting import (
     versions,
     weight_report,
 )
-from patch_compile.tiles.cut import cut_masks
-from patch_compile.tiles.geometry import Geometry
 from patch_compile.tiles.groups import plan_weights
 from patch_compile.tiles.masks import Masks
 from patch_compile.tiles.plan import Plan
-from patch_compile.tiles.time_budget import meet_budget
 from patch_compile.tiles.time_cost import cost_of
-from patch_compile.tiles.weight_mask import WeightMask, concatenate
+from patch_compile.tiles.weight_mask import concatenate
 
 __all__ = [
     "COMPILED",
     "Compiled",
     "Planned",
     "Progress",
-    "bind_masks",
     "compile_model",
     "plan_model",
 ]
@@ -62,8 +53,6 @@ _OPSET = 11
 
 # The name of what a compile writes.
 COMPILED = "compiled.onnx"
-
-_WORKERS = min(4, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
@@ -187,61 +176,6 @@ def plan_model(
     return Planned(compiled.plan, compiled.report)
 
 
-def bind_masks(
-    model: ir.Model, masks: str | Path | Masks, recipe: CompileRecipe
-) -> tuple[list[Binding], dict[str, str], Masks]:
-    """Finds the weights of a model that masks belong to.
-
-    Returns:
-        The bindings in graph order; the reason for each mask or weight left alone; the
-        masks that the recipe takes.
-    """
-    inline(model)
-    sites, refusals = find_sites(model)
-    known = _masks(masks, sites, recipe)
-    wanted = _wanted(list(known.weights), recipe)
-    if known.weights and not wanted:
-        raise RecipeError(
-            f"include and ignore | leave none of {len(known.weights)} masks, among them "
-            f"'{next(iter(known.weights))}'; expected one at least; mend the patterns"
-        )
-    kept = Masks({name: known.weights[name] for name in wanted}, known.made_by)
-    if str(masks) == "infer":
-        found = [s for s in sites if s.name in kept.weights]
-        bindings = [Binding(s, (kept.weights[s.name],), "name") for s in found]
-        left_alone: dict[str, str] = {}
-    else:
-        bindings, left_alone = bind(sites, refusals, kept)
-    left_out = dict.fromkeys(known.weights.keys() - set(wanted), "left out by the recipe")
-    left_alone |= dict(sorted(left_out.items()))
-    bindings, kept = _within_budget(bindings, kept, recipe)
-    return bindings, left_alone | _unmasked(sites, refusals, bindings), kept
-
-
-def _within_budget(
-    bindings: list[Binding], masks: Masks, recipe: CompileRecipe
-) -> tuple[list[Binding], Masks]:
-    """Makes tiles dense as the recipe's budget says; its outcome joins `made_by`."""
-    cost = cost_of(recipe, [_shape(binding) for binding in bindings])
-    facts: dict[str, float] = {}
-    if recipe.sparsity is not None:
-        chosen_masks = dict(cut_masks(masks, recipe.sparsity).weights)
-    elif cost is not None and (recipe.speedup or recipe.max_loss is not None):
-        found = meet_budget({b.site.name: b.masks for b in bindings}, recipe, cost)
-        chosen_masks = {**masks.weights, **found.masks}
-        facts = {"saved": found.gain, "loss": found.loss, "gap": found.gap}
-    else:
-        return bindings, masks
-    cut = [replace(b, masks=tuple(chosen_masks[m.name] for m in b.masks)) for b in bindings]
-    return cut, Masks(
-        chosen_masks, {**masks.made_by, "budget": facts} if facts else masks.made_by
-    )
-
-
-def _wanted(names: list[str], recipe: CompileRecipe) -> list[str]:
-    return chosen(names, recipe.include, recipe.ignore)
-
-
 def _planned(
     model: str | Path | ir.Model,
     masks: str | Path | Masks,
@@ -256,8 +190,8 @@ def _planned(
     bindings, left_alone, known = bind_masks(graph, masks, recipe)
     stamp = _stamp(known, recipe)
     _check_stamp(graph, stamp, left_alone)
-    checked = _digests(bindings, progress) if recipe.check_digests else {}
-    cost = cost_of(recipe, [_shape(binding) for binding in bindings])
+    checked = check_digests(bindings, progress) if recipe.check_digests else {}
+    cost = cost_of(recipe, shapes(bindings))
     structure = find_structure(graph, [b.site for b in bindings])
     plan = plan_weights({b.site.name: b.masks for b in bindings}, structure, recipe, cost)
     groups = {name: group for group in plan.groups for name in group.weights}
@@ -306,10 +240,6 @@ def _inputs(model: str | Path | ir.Model, masks: str | Path | Masks) -> dict[str
     return {word: Path(x).name for word, x in given.items() if isinstance(x, str | Path)}
 
 
-def _shape(binding: Binding) -> tuple[int, int]:
-    return sum(mask.shape[0] for mask in binding.masks), binding.masks[0].shape[1]
-
-
 def _check_opset(model: ir.Model) -> None:
     version = model.opset_imports.get("", _OPSET)
     if version < _OPSET:
@@ -332,60 +262,3 @@ def _check_stamp(model: ir.Model, stamp: str, left_alone: Mapping[str, str]) -> 
             f"model | was compiled before, with other masks, another choice of weights or "
             f"another restore ({done} weights); compile the dense original"
         )
-
-
-def _masks(masks: str | Path | Masks, sites: Sequence[Site], recipe: CompileRecipe) -> Masks:
-    if isinstance(masks, Masks):
-        masks.check()
-        return masks
-    if str(masks) != "infer":
-        return load_masks(
-            masks,
-            tile=recipe.tile,
-            in_features=in_features(sites),
-            wanted=partial(_wanted, recipe=recipe),
-        )
-    # By initializer: several products may carry one parameter name.
-    named = [(site.name, site.weight) for site in sites]
-    return infer_masks(named, Geometry.parse(recipe.tile))
-
-
-def _unmasked(
-    sites: Sequence[Site], refusals: Sequence[Refusal], bindings: Sequence[Binding]
-) -> dict[str, str]:
-    bound = {binding.site.name for binding in bindings}
-    free = {site.name: "no mask names this weight" for site in sites if site.name not in bound}
-    return free | {refusal.name: refusal.reason for refusal in refusals}
-
-
-def _digests(bindings: Sequence[Binding], progress: Progress | None) -> dict[str, str]:
-    """Compares every weight with the digest in its mask; threads hash at once."""
-    checked: dict[str, str] = {}
-    with ThreadPoolExecutor(_WORKERS) as pool:
-        for done, verdicts in enumerate(pool.map(_digest, bindings), start=1):
-            checked.update(verdicts)
-            if progress is not None:
-                progress(done, len(bindings), "checking digests")
-    return checked
-
-
-def _digest(binding: Binding) -> dict[str, str]:
-    verdicts, start = {}, 0
-    for mask in binding.masks:
-        stop = start + mask.shape[0]
-        verdicts[mask.name] = _verdict_of(binding.site, mask, start, stop)
-        start = stop
-    return verdicts
-
-
-def _verdict_of(site: Site, mask: WeightMask, start: int, stop: int) -> str:
-    if not mask.digests:
-        return "unknown"
-    key, found = slice_digest(site, start, stop)
-    if mask.digests.get(key, found) != found:
-        raise MaskError(
-            f"weight '{mask.name}' | differs from the weight its mask was made for (sha256 "
-            f"'{key}'); give the masks of this checkpoint, or pass --no-check-digests if the "
-            "change was meant"
-        )
-    return "match" if key in mask.digests else "unknown"

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patch_compile._require import require
-from patch_compile.compiler import bind_masks
 from patch_compile.errors import ModelError
 from patch_compile.io.onnx_model import load_model
+from patch_compile.masking import bind_masks
 from patch_compile.recipe import CompileRecipe
 from patch_compile.tiles.masks import Masks
 from patch_compile.tiles.plan import Plan, WeightPlan

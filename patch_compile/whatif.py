@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from patch_compile.compiler import bind_masks
 from patch_compile.errors import ModelError
 from patch_compile.io.onnx_model import load_model
+from patch_compile.masking import bind_masks
 from patch_compile.passes.pipeline import inline
 from patch_compile.passes.sites import find_sites
 from patch_compile.recipe import CompileRecipe

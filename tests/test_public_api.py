@@ -43,7 +43,7 @@ def test_all_layers_are_found() -> None:
     packages = {name.split(".")[1] for name in _modules(private=False) if name.count(".") > 1}
     assert packages == {
         *("bench", "cli", "evaluation", "io", "learn", "page", "passes"),
-        *("runtimes", "targets", "tiles"),
+        *("recipe", "runtimes", "targets", "tiles"),
     }
 
 

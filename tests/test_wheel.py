@@ -22,6 +22,7 @@ PACKAGES = (
     "patch_compile/learn/training",
     "patch_compile/page",
     "patch_compile/passes",
+    "patch_compile/recipe",
     "patch_compile/runtimes",
     "patch_compile/targets",
     "patch_compile/tiles",

@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patch_compile._require import require
-from patch_compile.compiler import bind_masks, plan_model
+from patch_compile.compiler import plan_model
 from patch_compile.errors import MaskError, ModelError
 from patch_compile.io.load_masks import load_masks
 from patch_compile.io.onnx_model import load_model
+from patch_compile.masking import bind_masks
 from patch_compile.passes.sites import STAMP
 from patch_compile.recipe import CompileRecipe
 from patch_compile.tiles.masks import Masks

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from patch_compile.errors import RecipeError
-from patch_compile.recipe import _check_kinds, _within
+from patch_compile.recipe.checks import check_kinds, within
 
 __all__ = ["EvalRecipe"]
 
@@ -28,13 +28,13 @@ class EvalRecipe:
     limit: int | None = None
 
     def __post_init__(self) -> None:
-        _check_kinds(self)
-        _within("window", self.window, 2, 1_000_000)
+        check_kinds(self)
+        within("window", self.window, 2, 1_000_000)
         if self.tokens is not None:
-            _within("tokens", self.tokens, self.window, 1_000_000_000)
+            within("tokens", self.tokens, self.window, 1_000_000_000)
         if self.stride is not None:
-            _within("stride", self.stride, 1, self.window)
+            within("stride", self.stride, 1, self.window)
         if self.limit is not None:
-            _within("limit", self.limit, 1, 1_000_000_000)
+            within("limit", self.limit, 1, 1_000_000_000)
         if "" in self.tasks:
             raise RecipeError(f"tasks | are {self.tasks}; expected names, as in piqa,arc_easy")

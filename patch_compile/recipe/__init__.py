@@ -1,0 +1,28 @@
+"""Recipes: what the user asked for.
+
+The fields are the options of the command line, the keys of the configuration file and the
+arguments of the Python API; there is no second schema.
+"""
+
+from patch_compile.recipe.compiling import CastType, CompileRecipe
+from patch_compile.recipe.learning import LearnRecipe
+from patch_compile.recipe.running import (
+    BenchRecipe,
+    BenchRuntime,
+    BuildRecipe,
+    ExportRecipe,
+    QuantizeRecipe,
+    VerifyRecipe,
+)
+
+__all__ = [
+    "BenchRecipe",
+    "BenchRuntime",
+    "BuildRecipe",
+    "CastType",
+    "CompileRecipe",
+    "ExportRecipe",
+    "LearnRecipe",
+    "QuantizeRecipe",
+    "VerifyRecipe",
+]

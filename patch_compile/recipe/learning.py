@@ -1,0 +1,197 @@
+"""How masks are made."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from patch_compile.errors import RecipeError
+from patch_compile.recipe.checks import check_kinds, within
+
+__all__ = ["LearnRecipe"]
+
+OneShot = Literal["magnitude", "wanda", "sparsegpt", "descent"]
+Method = Literal[
+    "magnitude",
+    "wanda",
+    "sparsegpt",
+    "descent",
+    "patch-tile",
+    "patch-joint",
+    "maskllm",
+    "topk-ste",
+    "leap",
+]
+Selection = Literal["fisher", "error", "learned"]
+Tie = Literal["mlp", "heads"]
+
+
+@dataclass(frozen=True)
+class LearnRecipe:
+    """How masks are made.
+
+    Options that are None take the method's own value, see `learn/settings.py`.
+
+    Attributes:
+        method: `magnitude`, `wanda` and `sparsegpt` rank weights from one pass over a text,
+            `descent` improves Wanda's patterns until what they lose cancels out best;
+            `topk-ste`, `maskllm`, `patch-tile`, `patch-joint` and `leap` learn, `leap`
+            without any pattern.
+        structure: of one-shot masks: `2:4` in sparse tiles, or `unstructured`, zeros
+            anywhere, each layer of one sparsity; dense to every kernel, a baseline.
+        update: of `sparsegpt`: move the weights that stay so that they make up for those
+            that go; the new weights are a checkpoint, the masks belong to it.
+        select: what ranks tiles: `fisher`, sum of g^2 w^2 over the weights that would go;
+            `error`, the sum of the prior's own squared scores; `learned`, a logit a tile.
+            None is `learned` for `patch-tile` and `patch-joint`, else `fisher`.
+        tile: `RxC`, `band:R`, `column:C` or `weight`.
+        tie: `mlp`, gate and up by rows and down by columns share one choice for each block
+            of the inner axis; `heads`, q, k, v by rows and o by columns share one for each
+            key-value head. Other weights keep `tile`.
+        tie_block: inner features of an `mlp` block.
+        sparsity: zeros over all weights of the pruned linears, 0 to 0.5, or to 1 where zeros
+            may be anywhere; several, as in `0.25,0.35`, give a file each; learning aims at
+            the largest.
+        samples: calibration windows.
+        window: tokens in a window.
+        seed: of the order of the text, of the noise and of random starts.
+        include: globs or `re:` patterns of weights to prune; empty takes every linear.
+        ignore: globs or `re:` patterns of weights to leave dense.
+        prior: the one-shot method that learning starts from, and that `patch-tile` keeps.
+        tile_start: where the logits of learned tiles start: at what going 2:4 costs by
+            `fisher`, or at `random`.
+        steps: of learning.
+        batch: windows in a forward pass.
+        accumulate: forward passes in a step.
+        lr: peak learning rate of Adam.
+        distill: learn from the dense model's predictions in place of the text's next tokens.
+        density_weight: weight of |density - (1 - sparsity)|, where tiles are learned.
+        norm_weight: weight of the term that keeps large weights.
+        norm_term: `paper`, squared norms over all weights; `code`, the sum of the weights'
+            norms, fading out, as PATCH's authors run it.
+        precision: of the forward and backward pass; logits and Adam stay fp32.
+        recompute: recompute activations in the backward pass, where the model has blocks that
+            can: less memory, more time.
+        holdout: windows never learned from, to judge by at every checkpoint.
+        checkpoint_every: steps between checkpoints.
+    """
+
+    method: Method = "wanda"
+    structure: Literal["2:4", "unstructured"] = "2:4"
+    update: bool = False
+    select: Selection | None = None
+    tile: str = "128x128"
+    tie: tuple[Tie, ...] = ()
+    tie_block: int = 64
+    sparsity: tuple[float, ...] = (0.25,)
+    samples: int = 16
+    window: int = 512
+    seed: int = 0
+    include: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+    prior: OneShot = "wanda"
+    tile_start: Literal["fisher", "random"] = "fisher"
+    steps: int = 200
+    batch: int = 1
+    accumulate: int = 1
+    lr: float | None = None
+    distill: bool = True
+    density_weight: float | None = None
+    norm_weight: float | None = None
+    norm_term: Literal["paper", "code"] = "paper"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    recompute: bool = False
+    holdout: int = 4
+    checkpoint_every: int = 50
+
+    def __post_init__(self) -> None:
+        check_kinds(self)
+        if not self.sparsity:
+            raise RecipeError("sparsity | is empty; expected a number from 0 to 0.5")
+        top = 1.0 if self.free else 0.5
+        for sparsity in self.sparsity:
+            within("sparsity", sparsity, 0.0, top)
+        for name in ("samples", "steps", "batch", "accumulate", "checkpoint_every"):
+            within(name, getattr(self, name), 1, 1_000_000)
+        within("window", self.window, 2, 1_000_000)
+        within("holdout", self.holdout, 0, 1_000_000)
+        for name in ("lr", "density_weight", "norm_weight"):
+            if getattr(self, name) is not None:
+                within(name, getattr(self, name), 0.0, 1e6)
+        self._check_selection()
+        self._check_structure()
+        self._check_update()
+
+    def _check_selection(self) -> None:
+        wrong = {
+            "magnitude": ("learned",),
+            "wanda": ("learned",),
+            "sparsegpt": ("learned",),
+            "descent": ("learned",),
+            "patch-tile": ("fisher", "error"),
+            "patch-joint": ("fisher", "error"),
+        }.get(self.method, ())
+        if self.select in wrong:
+            raise RecipeError(
+                f"select | is {self.select!r}, which method '{self.method}' cannot do; "
+                "leave it out, or choose another method"
+            )
+
+    def _check_structure(self) -> None:
+        if self.structure == "2:4":
+            return
+        if self.learns and not self.free:
+            raise RecipeError(
+                f"structure | is 'unstructured', and method '{self.method}' learns 2:4 tiles; "
+                f"expected leap or one of {', '.join(get_args(OneShot))}"
+            )
+        if self.method == "descent":
+            raise RecipeError(
+                "structure | is 'unstructured', and method 'descent' looks for 2:4 patterns; "
+                "choose wanda or sparsegpt"
+            )
+        given = [name for name in ("select", "tie") if getattr(self, name)]
+        if given:
+            raise RecipeError(
+                f"{given[0]} | is {getattr(self, given[0])!r}, and unstructured masks have no "
+                "tiles; leave it out, or choose --structure 2:4"
+            )
+
+    def _check_update(self) -> None:
+        if not self.update:
+            return
+        if self.method != "sparsegpt":
+            raise RecipeError(
+                f"update | is asked of method '{self.method}', which leaves weights as they "
+                "are; choose --method sparsegpt, or leave it out"
+            )
+        if len(self.sparsity) > 1:
+            raise RecipeError(
+                f"sparsity | is {self.sparsity}, and --update makes new weights for each; "
+                "expected one, run once for each"
+            )
+
+    @property
+    def free(self) -> bool:
+        """Zeros may be anywhere: there is neither a pattern nor a tile."""
+        return self.method == "leap" or (self.structure == "unstructured" and not self.learns)
+
+    @property
+    def learns(self) -> bool:
+        """The method learns; a one-shot method only ranks."""
+        return self.method not in get_args(OneShot)
+
+    @property
+    def aim(self) -> float:
+        """The sparsity that learning aims at: less is cut from it, never more."""
+        return max(self.sparsity)
+
+    @property
+    def ranking(self) -> Selection:
+        """What ranks tiles: `select`, or the method's own choice."""
+        if self.select is not None:
+            return self.select
+        return "learned" if self.method.startswith("patch-") else "fisher"
+
+    @property
+    def saliency(self) -> str:
+        """The one-shot method that ranks weights, or that learning starts from."""
+        return self.prior if self.learns else self.method
