@@ -72,7 +72,8 @@ class Process:
     def _inverse_factor(self) -> Floats:
         """Inverse of the Cholesky factor of the measured points' covariance."""
         covariance = self._covariance(self.x) + self._noise * np.eye(len(self.y))
-        return np.linalg.inv(np.linalg.cholesky(covariance))
+        inverse: Floats = np.linalg.inv(np.linalg.cholesky(covariance)).astype(np.float64)
+        return inverse
 
     @cached_property
     def _weights(self) -> Floats:

@@ -127,7 +127,9 @@ def load(gpu: str, dtype: str) -> Target:
             f"target dtype '{dtype}' | is unknown on {gpu}; expected one of "
             f"{', '.join(known[gpu])}"
         )
-    text = (files(__package__) / "tables" / _table_name(gpu, dtype)).read_text("utf-8")
+    text = (files("patch_compile.targets") / "tables" / _table_name(gpu, dtype)).read_text(
+        "utf-8"
+    )
     return Target(gpu, dtype, LatencyModel(Table.from_json(text), GPUS[gpu], dtype))
 
 
@@ -159,5 +161,5 @@ def _table_name(gpu: str, dtype: str) -> str:
 
 @cache
 def _tables() -> frozenset[str]:
-    folder = files(__package__) / "tables"
+    folder = files("patch_compile.targets") / "tables"
     return frozenset(entry.name for entry in folder.iterdir())

@@ -147,7 +147,7 @@ def shared_times(
 def _predicted(
     shape: tuple[int, int], bill: Operations, cost: TimeCost, tokens: int, share: float
 ) -> PredictedTime:
-    parts = dict.fromkeys(("dense", "sparse24"), 0.0)
+    parts: dict[str, float] = {"dense": 0.0, "sparse24": 0.0}
     for n, k, role in bill.products:
         parts[role] += share * cost.product(n, k, sparse24=role == "sparse24")
     after = share * bill.price(cost)

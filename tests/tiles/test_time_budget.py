@@ -85,7 +85,10 @@ def test_the_choice_of_options_is_that_of_brute_force(seed: int) -> None:
     menu = [
         [
             Option(0.0, 0.0, {}),
-            *(Option(*rng.random(2), {}) for _ in range(rng.integers(1, 5))),
+            *(
+                Option(float(gain), float(loss), {})
+                for gain, loss in rng.random((rng.integers(1, 5), 2))
+            ),
         ]
         for _ in range(4)
     ]
