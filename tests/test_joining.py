@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from patch_compile.compiler import compile_model
 from patch_compile.joining import Joined, PieceSite, join
 from patch_compile.piece_sites import find_pieces
+from patch_compile.recipe import CompileRecipe
 from patch_compile.runtimes.evidence import EngineLayer, Evidence, Sparsity
 from patch_compile.runtimes.layer_info import read_layers
 from patch_compile.runtimes.trtexec_log import read_sparsity
@@ -261,7 +262,8 @@ def test_tokens_follow_the_shape_of_x(
 
 def test_pieces_of_a_compiled_file_are_found(tmp_path: Path, rng: np.random.Generator) -> None:
     model, masks, _ = three_linears(tmp_path, rng)
-    path = compile_model(model, masks).save(tmp_path / "out")
+    recipe = CompileRecipe(lowering="columns")
+    path = compile_model(model, masks, recipe).save(tmp_path / "out")
     sites, nodes = find_pieces(path)
     named = {node.name for node in onnx.load(path).graph.node}
     assert {site.node for site in sites} <= named
@@ -277,7 +279,8 @@ def test_a_piece_whose_zeros_were_filled_is_not_eligible(
     tmp_path: Path, rng: np.random.Generator
 ) -> None:
     model, masks, _ = three_linears(tmp_path, rng)
-    path = compile_model(model, masks).save(tmp_path / "out")
+    recipe = CompileRecipe(lowering="columns")
+    path = compile_model(model, masks, recipe).save(tmp_path / "out")
     proto = onnx.load(path)
     weight = next(t for t in proto.graph.initializer if "sparse24" in t.name)
     weight.CopyFrom(numpy_helper.from_array(np.ones(weight.dims, np.float32), weight.name))

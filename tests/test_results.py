@@ -14,7 +14,7 @@ from patch_compile.compiler import compile_model
 from patch_compile.errors import ModelError, RecipeError
 from patch_compile.io.masks_file import save_masks
 from patch_compile.piece_sites import find_pieces
-from patch_compile.recipe import BuildRecipe
+from patch_compile.recipe import BuildRecipe, CompileRecipe
 from patch_compile.results import bundle_engines, import_results, note_results
 from tests.runtimes import published
 from tests.runtimes.standin import stand_in
@@ -28,7 +28,9 @@ BASH = shutil.which("bash")
 def compiled(tmp_path: Path, rng: np.random.Generator) -> Path:
     model, masks, _ = three_linears(tmp_path, rng, external=True)
     save_masks(masks, tmp_path / "masks.json")
-    return compile_model(model, masks).save(tmp_path / "out")
+    # One product a piece: nothing is merged.
+    recipe = CompileRecipe(lowering="columns")
+    return compile_model(model, masks, recipe).save(tmp_path / "out")
 
 
 def _bundle(compiled: Path, recipe: BuildRecipe = RECIPE) -> Path:

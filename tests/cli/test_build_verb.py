@@ -46,11 +46,12 @@ def test_a_sparse_kernel_reaches_table_and_report(
     assert ran.code == 0
     assert "compiled.engine: 0.0 MB" in ran.out
     assert "GPU compute median 7.14139 ms" in ran.out
-    assert "2:4 products 2: 2 chosen, 0 not chosen, 0 unknown" in ran.out
+    assert "2:4 products 1: 1 chosen, 0 not chosen, 0 unknown" in ran.out
     assert "sm80_xmma_sparse_gemm" in ran.out
     (engine,) = json.loads((job.out / "report.json").read_text("utf-8"))["engines"]
-    assert (engine["backend"], engine["chosen"], engine["layers"]) == ("trtexec", 2, 3)
-    assert [weight["weight"] for weight in engine["weights"]] == ["a.weight", "b.weight"]
+    assert (engine["backend"], engine["chosen"], engine["layers"]) == ("trtexec", 1, 2)
+    # Both multiply one X: their 2:4 pieces are one product.
+    assert [weight["weight"] for weight in engine["weights"]] == ["a.weight+b.weight"]
 
 
 def test_a_dense_kernel_comes_with_its_reason(
@@ -59,8 +60,8 @@ def test_a_dense_kernel_comes_with_its_reason(
     tool = stand_in(job.folder, layers=_layers(compiled, "sm80_xmma_gemm_f32f32"))
     monkeypatch.setenv("TRTEXEC", str(tool))
     ran = cli("build", compiled, "--engine", "trtexec")
-    assert "2:4 products 2: 0 chosen, 2 not chosen, 0 unknown" in ran.out
-    assert "not sparse: 2 (float has no sparse kernels; compile an fp16 model)" in ran.out
+    assert "2:4 products 1: 0 chosen, 1 not chosen, 0 unknown" in ran.out
+    assert "not sparse: 1 (float has no sparse kernels; compile an fp16 model)" in ran.out
 
 
 def test_silence_prints_no_table(
@@ -130,7 +131,7 @@ def test_a_bundle_goes_out_and_its_results_come_back(
     assert (ran.code, ran.err) == (0, "")
     rows = {line.split()[0]: line.split()[1:] for line in ran.out.splitlines() if line}
     assert rows["compiled"] == ["0.0", "2", "2.375", "1.000", "39", "0"]
-    assert "2:4 products 2: 0 chosen, 2 not chosen, 0 unknown" in ran.out
+    assert "2:4 products 1: 0 chosen, 1 not chosen, 0 unknown" in ran.out
     report = json.loads((job.out / "report.json").read_text("utf-8"))
     assert [engine["engine"] for engine in report["engines"]] == [
         "compiled on NVIDIA RTX A6000"
@@ -155,6 +156,6 @@ def test_the_dense_model_is_built_beside_to_show_lost_fusions(
     first, *rest = ran.out.splitlines()
     assert first.startswith("engine dense.engine: ")
     assert rest[0].startswith("engine compiled.engine: ")
-    assert rest[-1] == "layers 3 of 4 nodes; the dense model's engine has 3"
+    assert rest[-1] == "layers 2 of 4 nodes; the dense model's engine has 2"
     (engine,) = json.loads((job.out / "report.json").read_text("utf-8"))["engines"]
-    assert (engine["layers"], engine["dense_layers"]) == (3, 3)
+    assert (engine["layers"], engine["dense_layers"]) == (2, 2)
