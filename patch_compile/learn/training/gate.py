@@ -11,8 +11,9 @@ in the backward pass; a graph of their own would store every mask.
 N: out features. K: in features. R, C: tiles along N and K. n: rows of a slice.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -193,14 +194,19 @@ class Gate(nn.Module):
         return sums * density * (1 - density) * (annealed.scale / annealed.temperature)
 
     def widened(self, tiles: Tensor) -> Tensor:
-        """Repeats one value a tile, (R, C), along K, (R, K)."""
+        """Repeats one value a tile, (R, C), along K, (R, K); one column broadcasts."""
         width = self._tile[1]
         k = self.grid.shape[1]
-        return tiles if width == 1 else tiles.repeat_interleave(width, 1)[:, :k]
+        return tiles if width in (1, k) else tiles.repeat_interleave(width, 1)[:, :k]
 
     def heightened(self, widened: Tensor, rows: slice) -> Tensor:
-        """Repeats values of tile rows, (R, K), over some rows of the weight, (n, K)."""
+        """Repeats values of tile rows, (R, K), over some rows of the weight, (n, K).
+
+        One row broadcasts.
+        """
         height = self._tile[0]
+        if height == self.grid.shape[0]:
+            return widened
         if height == 1:
             return widened[rows]
         here = torch.arange(rows.start, rows.stop, device=widened.device) // height
@@ -279,8 +285,9 @@ class _Masked(torch.autograd.Function):
         for part in _parts(gate, weight, density, stored, generator):
             grad = part.pulled(grads[0][part.rows].float(), gate.pull)
             if slopes is not None:
+                kept = part.kept if gate.pattern.remembers else None
                 slopes[part.rows] = gate.pattern.gradient(
-                    part.share(grad), part.kept, gate.moment.pattern
+                    part.share(grad), kept, gate.moment.pattern
                 )
             if sums is not None:
                 # d(W M)/dT = W - S, summed over the tile.
@@ -296,16 +303,30 @@ class _Part:
     Attributes:
         rows: of the weight.
         weight: W, float32 (n, K).
-        dense: T, float32 (n, K).
-        sparse: S, float32 (n, K).
-        kept: what the pattern's gradient needs.
+        dense: T, float32, broadcasts to (n, K).
+        draw: samples the pattern and what its gradient needs; where noise is drawn, once
+            and in the order of the rows.
     """
 
     rows: slice
     weight: Tensor
     dense: Tensor
-    sparse: Tensor
-    kept: Any
+    draw: Callable[[], tuple[Tensor, Any]]
+
+    @cached_property
+    def _drawn(self) -> tuple[Tensor, Any]:
+        # Not every gradient needs the pattern.
+        return self.draw()
+
+    @cached_property
+    def sparse(self) -> Tensor:
+        """S, float32 (n, K)."""
+        return self.weight * self._drawn[0]
+
+    @property
+    def kept(self) -> Any:
+        """What the pattern's gradient needs."""
+        return self._drawn[1]
 
     def masked(self) -> Tensor:
         """Returns W M, float32 (n, K)."""
@@ -327,6 +348,5 @@ def _parts(
     """Draws a gate's patterns, slice by slice; the same at every call of one moment."""
     widened = gate.widened(density)
     for rows in gate.slices(density.device):
-        pattern, kept = gate.pattern.sample(stored[rows], gate.moment.pattern, generator)
-        whole = weight[rows].float()
-        yield _Part(rows, whole, gate.heightened(widened, rows), whole * pattern, kept)
+        draw = partial(gate.pattern.sample, stored[rows], gate.moment.pattern, generator)
+        yield _Part(rows, weight[rows].float(), gate.heightened(widened, rows), draw)

@@ -94,7 +94,7 @@ def learn_gates(
     accelerator.wait_for_everyone()
     start = _start(model, linears, cuts, sources, recipe, progress)
     recompute = recomputed(model.module) if recipe.recompute else nullcontext()
-    with gated(model.module, linears, start.gates), recompute:
+    with gated(model.module, linears, start.gates, start.moment.dtype), recompute:
         trainer = _trainer(accelerator, model, linears, start, text, recipe)
         if state is not None:
             state.load(start.gates, trainer.optimizer)

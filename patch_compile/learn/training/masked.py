@@ -1,16 +1,17 @@
 """Putting gates into a model, and taking them out again."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from patch_compile.errors import RecipeError
-from patch_compile.learn.linears import Linear
+from patch_compile.learn.linears import Linear, find_linears
 from patch_compile.learn.training.gate import Gate
 
 __all__ = ["MaskedLinear", "gated", "recomputed"]
@@ -35,25 +36,58 @@ class MaskedLinear(nn.Module):
         weight = self._matrix(self.layer.get_parameter("weight"))
         masked = weight if self.gate.moment.opened else self.gate(weight)
         bias = getattr(self.layer, "bias", None)
-        return nn.functional.linear(x, masked.to(x.dtype), bias)
+        return nn.functional.linear(x, masked, bias)
 
 
 @contextmanager
 def gated(
-    model: PreTrainedModel, linears: Mapping[str, Linear], gates: Mapping[str, Gate]
+    model: PreTrainedModel,
+    linears: Mapping[str, Linear],
+    gates: Mapping[str, Gate],
+    dtype: torch.dtype | None = None,
 ) -> Iterator[None]:
-    """Freezes a model and puts gates before its weights; all is as before afterwards."""
+    """Freezes a model and puts gates before its weights; all is as before afterwards.
+
+    Args:
+        model: to learn masks of.
+        linears: its linear layers that have gates, and others.
+        gates: by the names of their weights.
+        dtype: that linear layers compute in under autocast: their weights are kept in it,
+            since autocast casts frozen ones anew each time; None leaves them.
+    """
+    with _frozen(model), nullcontext() if dtype is None else _cast(model, dtype):
+        for name, gate in gates.items():
+            _replace(model, name, MaskedLinear(linears[name], gate))
+        try:
+            yield
+        finally:
+            for name in gates:
+                _replace(model, name, linears[name].module)
+
+
+@contextmanager
+def _frozen(model: PreTrainedModel) -> Iterator[None]:
+    """Asks no gradients of a model's parameters in the body."""
     before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     model.requires_grad_(False)
-    for name, gate in gates.items():
-        _replace(model, name, MaskedLinear(linears[name], gate))
     try:
         yield
     finally:
-        for name in gates:
-            _replace(model, name, linears[name].module)
         for parameter, required in before:
             parameter.requires_grad_(required)
+
+
+@contextmanager
+def _cast(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[None]:
+    """Gives linear layers weights of another type; embeddings that share one keep theirs."""
+    found = find_linears(model).values()
+    for linear in found:
+        linear.module.weight = nn.Parameter(linear.weight.detach().to(dtype), False)
+    try:
+        yield
+    finally:
+        for linear in found:
+            linear.module.weight = linear.weight
 
 
 @contextmanager

@@ -20,10 +20,12 @@ class Pattern(Protocol):
 
     Attributes:
         learns: it has logits or scores.
+        remembers: its gradient needs what `sample` kept.
         zeros: share of a sparse tile.
     """
 
     learns: bool
+    remembers: bool
     zeros: float
 
     def start(self, saliency: Tensor, generator: Generator) -> Tensor:
@@ -58,6 +60,7 @@ class NoPattern:
     """Sparse tiles are empty: with tiles of one weight each this is LEAP."""
 
     learns = False
+    remembers = False
     zeros = 1.0
 
     def start(self, saliency: Tensor, generator: Generator) -> Tensor:
@@ -83,6 +86,7 @@ class FixedPattern:
     """The best two of every four by a one-shot saliency, for good: PATCH-Tile."""
 
     learns = False
+    remembers = False
     zeros = 0.5
 
     def start(self, saliency: Tensor, generator: Generator) -> Tensor:
@@ -112,6 +116,7 @@ class TopTwoPattern:
     """
 
     learns = True
+    remembers = False
     zeros = 0.5
 
     def start(self, saliency: Tensor, generator: Generator) -> Tensor:
@@ -156,6 +161,7 @@ class GumbelPattern:
     """
 
     learns = True
+    remembers = True
     zeros = 0.5
 
     def start(self, saliency: Tensor, generator: Generator) -> Tensor:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from patch_compile.errors import RecipeError
-from patch_compile.learn.linears import prunable
+from patch_compile.learn.linears import find_linears, prunable
 from patch_compile.learn.training.gate import Gate, Moment
 from patch_compile.learn.training.masked import gated, recomputed
 from patch_compile.learn.training.patterns import FixedPattern
@@ -76,9 +76,32 @@ def test_a_model_is_as_it_was_after_an_exception(kind: str) -> None:
     next(iter(model.parameters())).requires_grad_(False)
     linears = prunable(model, (), ())
     before = _traces(model)
-    with pytest.raises(_Stopped), gated(model, linears, _gates(linears)):
+    weights = {name: linear.weight.clone() for name, linear in linears.items()}
+    with (
+        pytest.raises(_Stopped),
+        gated(model, linears, _gates(linears), dtype=torch.bfloat16),
+    ):
         _stop_within(model)
     assert _traces(model) == before
+    for name, linear in find_linears(model).items():
+        if name in weights:
+            assert torch.equal(linear.weight, weights[name])
+
+
+def test_frozen_weights_wait_in_the_type_that_autocast_computes_in() -> None:
+    model = tiny_model("llama").module.eval()
+    linears = prunable(model, (), ())
+    ids = random_ids((2, 12))
+    with torch.no_grad(), gated(model, linears, {}, dtype=torch.bfloat16):
+        kept = {linear.module.weight.dtype for linear in find_linears(model).values()}
+        embedded = model.get_input_embeddings()(ids)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = model(input_ids=ids).logits
+    assert kept == {torch.bfloat16}
+    # Of a tied head, too: the residual stream starts in full.
+    assert embedded.dtype == torch.float32
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(found, model(input_ids=ids).logits)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "opt"])

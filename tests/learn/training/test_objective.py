@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from patch_compile.learn.questions import questions
+from patch_compile.learn.questions import UNASKED, questions
 from patch_compile.learn.training.gate import Gate, Moment
 from patch_compile.learn.training.objective import Penalties, language_loss
 from patch_compile.learn.training.patterns import FixedPattern
@@ -101,3 +101,24 @@ def test_distillation_is_the_divergence_from_the_dense_model() -> None:
     ids = torch.zeros(2, 5, dtype=torch.int64)
     torch.testing.assert_close(language_loss(logits, ids, dense), expected)
     assert float(language_loss(dense, ids, dense)) == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("distill", [False, True])
+@pytest.mark.parametrize("vocabulary", [7, 2**21 // 3])
+def test_the_loss_has_the_gradient_that_autograd_finds(vocabulary: int, distill: bool) -> None:
+    # The larger vocabulary needs several slices.
+    seeded = torch.Generator().manual_seed(0)
+    logits = torch.randn(1, 8, vocabulary, generator=seeded)
+    dense = torch.randn(1, 8, vocabulary, generator=seeded) if distill else None
+    answers = torch.tensor([[3, UNASKED, 0, 6, 5, UNASKED, 1, 2]])
+    mine, plain = (logits.clone().requires_grad_() for _ in range(2))
+    if dense is None:
+        expected = nn.functional.cross_entropy(plain[0], answers[0], ignore_index=UNASKED)
+    else:
+        p, q = dense.softmax(-1), plain.softmax(-1)
+        expected = (p * (p / q).log()).sum(-1).mean()
+    (3.0 * expected).backward()
+    found = language_loss(mine, answers, dense)
+    (3.0 * found).backward()
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(mine.grad, plain.grad, rtol=1e-4, atol=1e-8)
