@@ -70,9 +70,9 @@ ROWS: Mapping[str, LearnRecipe] = {
     },
     **{
         f"topk-ste weight {sparsity:.0%}": _row(
-            sparsity, method="topk-ste", steps=600, lr=0.01, **_LEARNED
+            sparsity, method="topk-ste", steps=steps, lr=0.01, **_LEARNED
         )
-        for sparsity in (0.25, 0.4)
+        for sparsity, steps in ((0.25, 600), (0.4, 400))
     },
     **{
         f"topk-ste from descent weight {sparsity:.0%}": _row(
