@@ -88,7 +88,7 @@ class Gate(nn.Module):
             shared with other gates.
         index: buffer (R, C), the element of shared `tiles` that each tile goes by, or None.
         stored: parameter, N rows, what the pattern stores.
-        dense: buffer (R, C), the tiles as they are set, for good or for this step, or None.
+        dense: buffer (R, C), the tiles as they are set, or None.
         gains: buffer float32, broadcasts to (R, C): what the budget gains if a tile goes
             sparse.
         name: of the weight; noise and files go by it.
@@ -111,7 +111,6 @@ class Gate(nn.Module):
         stored: Tensor,
         dense: Tensor | None = None,
         gains: Tensor | None = None,
-        ranked: bool = False,
     ) -> None:
         """Builds a gate.
 
@@ -120,13 +119,11 @@ class Gate(nn.Module):
             grid: the tiles, all of one size but for the last of an axis.
             pattern: kind of pattern.
             moment: shared by all gates.
-            tiles: float32 (R, C), logits to learn, dense above 0, or scores to learn, or
-                shared ones; or scores, where tiles are set for good.
+            tiles: float32 (R, C), logits to learn, dense above 0, or shared ones; or scores,
+                where tiles are set.
             stored: what the pattern stores, N rows.
             dense: bool (R, C), the tiles as they are set; None learns them.
             gains: float32, broadcasts to (R, C), in units of the budget; None counts zeros.
-            ranked: tiles are set by the rank of their scores, step by step, see `choose`; the
-                scores learn straight through.
         """
         super().__init__()
         self.dense: Tensor | None
@@ -142,9 +139,7 @@ class Gate(nn.Module):
         if isinstance(tiles, Tied):
             self.tiles, self._drawn_as, index = tiles.logits, tiles.name, tiles.index
         else:
-            self.tiles, self._drawn_as = Parameter(tiles, dense is None), name
-        if ranked:
-            dense = torch.zeros(grid.tiles, dtype=torch.bool)
+            self.tiles, self._drawn_as = Parameter(tiles, requires_grad=dense is None), name
         self.register_buffer("index", index)
         self.register_buffer("dense", dense)
         self.register_buffer("gains", _zeros(grid, pattern) if gains is None else gains)
@@ -157,17 +152,13 @@ class Gate(nn.Module):
 
     @property
     def learns_tiles(self) -> bool:
-        """Tiles have logits or scores that learn; else they are set for good."""
-        return self.tiles.requires_grad
+        """Tiles have logits that learn; else they are set."""
+        return self.dense is None
 
     @property
     def logits(self) -> Tensor:
         """The logit of each tile, float32 (R, C); its score where tiles are set."""
         return self._of_tiles(self.tiles)
-
-    def set_tiles(self, dense: Tensor) -> None:
-        """Sets the tiles, bool, shaped like `tiles`."""
-        self.dense = self._of_tiles(dense)
 
     def _of_tiles(self, values: Tensor) -> Tensor:
         """Gives each tile its own of values that are shaped like `tiles`."""
@@ -192,14 +183,13 @@ class Gate(nn.Module):
         draw, device = self.moment.draw, tiles.device
         if draw is None:
             return self._density(tiles, None), None
-        soft = self.dense is None
-        noise = draw.generator(f"{self._drawn_as}/tiles", device) if soft else None
+        noise = (
+            draw.generator(f"{self._drawn_as}/tiles", device) if self.learns_tiles else None
+        )
         return self._density(tiles, noise), draw.generator(f"{self.name}/pattern", device)
 
     def tile_gradient(self, density: Tensor, sums: Tensor) -> Tensor:
         """Returns the gradient of the tile logits, from T and its gradient, (R, C)."""
-        if self.dense is not None:
-            return sums
         annealed = self.moment.tile
         return sums * density * (1 - density) * (annealed.scale / annealed.temperature)
 

@@ -183,9 +183,7 @@ def _start(
     if recipe.method == "leap":
         gates = free_gates(linears, statistics, recipe, chosen.pattern, moment)
         return _Start(gates, moment, None, chosen)
-    gates, prior = tiled_gates(
-        linears, statistics, recipe, chosen.pattern, moment, cuts, ranked=chosen.ranked
-    )
+    gates, prior = tiled_gates(linears, statistics, recipe, chosen.pattern, moment, cuts)
     if not gates:
         raise RecipeError(
             f"sparsity | {recipe.aim:g} leaves every tile dense, nothing to learn; "
@@ -221,7 +219,7 @@ def _trainer(
 
 def _penalties(linears: Mapping[str, Linear], start: _Start, recipe: LearnRecipe) -> Penalties:
     gates = start.gates
-    learned = all(gate.dense is None for gate in gates.values())
+    learned = all(gate.learns_tiles for gate in gates.values())
     return Penalties(
         density=start.settings.density_weight if learned else 0.0,
         norm=start.settings.norm_weight,

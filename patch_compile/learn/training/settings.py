@@ -31,7 +31,6 @@ class Settings:
         betas: of Adam.
         density_weight: lambda 1 of PATCH.
         norm_weight: lambda 2 of PATCH.
-        ranked: tiles that learn are dense or sparse by rank, not sampled.
     """
 
     pattern: Pattern
@@ -41,7 +40,6 @@ class Settings:
     betas: tuple[float, float]
     density_weight: float
     norm_weight: float
-    ranked: bool = False
 
 
 # PATCH: arXiv 2509.23410, table 6. MaskLLM: arXiv 2409.17481 and its released scripts. LEAP:
@@ -80,9 +78,8 @@ _METHODS: Mapping[str, Settings] = {
         _MASKLLM,
         lr=2e-2,
         betas=(0.9, 0.98),
-        density_weight=0.0,
+        density_weight=7.0,
         norm_weight=0.0,
-        ranked=True,
     ),
     "leap": Settings(
         NoPattern(),

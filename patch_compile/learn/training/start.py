@@ -42,13 +42,11 @@ def tiled_gates(
     pattern: Pattern,
     moment: Moment,
     layouts: Mapping[str, Layout] | None = None,
-    *,
-    ranked: bool = False,
 ) -> tuple[dict[str, Gate], Masks]:
     """Builds the gates of a method that has tiles.
 
-    Where tiles are set for good, weights without a sparse tile get no gate: nothing is
-    learned there. Where they are learned, those of a tie share a logit.
+    Where tiles are set, weights without a sparse tile get no gate: nothing is learned there.
+    Where they are learned, those of a tie share a logit.
 
     Args:
         linears: by the names of their weights.
@@ -57,7 +55,6 @@ def tiled_gates(
         pattern: kind of pattern.
         moment: that the gates share.
         layouts: of the weights; None cuts them by the recipe's `tile` alone.
-        ranked: tiles that learn are set by rank, see `Gate`.
 
     Returns:
         The gates, and the one-shot masks they start from, all tiles 2:4 and scored.
@@ -74,15 +71,8 @@ def tiled_gates(
         known = digests(evidence.weight)
         masks.append(scored_mask(linear, layouts[name], keep, scores, known))
     prior = Masks({mask.name: mask for mask in masks})
-    if recipe.ranking != "learned":
-        tiles = _set(prior, recipe)
-    elif ranked:
-        tiles = {
-            name: {**given, "ranked": True}
-            for name, given in _learned(prior, recipe, 1.0).items()
-        }
-    else:
-        tiles = _learned(prior, recipe, _STRENGTH * _DEVIATION)
+    build = _learned if recipe.ranking == "learned" else _set
+    tiles = build(prior, recipe)
     gates = {
         name: Gate(
             name, prior.weights[name].grid, pattern, moment, stored=stored[name], **given
@@ -116,20 +106,15 @@ def _set(prior: Masks, recipe: LearnRecipe) -> dict[str, dict[str, Any]]:
     }
 
 
-def _learned(prior: Masks, recipe: LearnRecipe, spread: float) -> dict[str, dict[str, Any]]:
-    """Starts tile logits, N(0, 0.014) or by cost, 0 at the budget's own threshold.
-
-    Args:
-        prior: all tiles 2:4 and scored.
-        recipe: what was asked.
-        spread: standard deviation of logits that start by cost.
-    """
-    random = recipe.tile_start == "random"
-    start = _random(prior, recipe) if random else _by_cost(prior, recipe, spread)
+def _learned(prior: Masks, recipe: LearnRecipe) -> dict[str, dict[str, Any]]:
+    """Starts tile logits, N(0, 0.014) or by cost, 0 at the budget's own threshold."""
+    start = _random if recipe.tile_start == "random" else _by_cost
     shared: dict[str, Parameter] = {}
     return {
         name: {"tiles": logits if mask.ties is None else _tied(mask, logits, shared)}
-        for (name, mask), logits in zip(prior.weights.items(), start, strict=True)
+        for (name, mask), logits in zip(
+            prior.weights.items(), start(prior, recipe), strict=True
+        )
     }
 
 
@@ -144,14 +129,14 @@ def _random(prior: Masks, recipe: LearnRecipe) -> list[Tensor]:
     return logits
 
 
-def _by_cost(prior: Masks, recipe: LearnRecipe, spread: float) -> list[Tensor]:
+def _by_cost(prior: Masks, recipe: LearnRecipe) -> list[Tensor]:
     masks = list(prior.weights.values())
     prices = [np.log(price + 1e-30) for price in _prices(masks)]
     every = np.concatenate([price.ravel() for price in prices])
     areas = np.concatenate([mask.grid.areas.ravel() for mask in masks])
     # A budget counts weights: a large tile takes more of it than a small one.
     middle = np.quantile(every, min(1.0, 2 * recipe.aim), weights=areas, method="inverted_cdf")
-    unit = spread / max(float(every.std()), 1e-6)
+    unit = _STRENGTH * _DEVIATION / max(float(every.std()), 1e-6)
     return [_tensor(unit * (price - middle)) for price in prices]
 
 

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from patch_compile.errors import ModelError
 from patch_compile.learn.questions import questions
-from patch_compile.learn.training.choice import choose
 from patch_compile.learn.training.gate import Gate, Moment, parameters_of
 from patch_compile.learn.training.noise import Draw
 from patch_compile.learn.training.objective import Penalties, language_loss
@@ -97,7 +96,6 @@ class Trainer:
     def _take(self) -> Record:
         begun = perf_counter()
         steps = self.recipe.steps
-        self._choose()
         self.moment.tile = self.settings.tile.at(self.step, steps)
         self.moment.pattern = self.settings.course.at(self.step, steps)
         rate = learning_rate(self.settings.lr, self.step, steps)
@@ -111,12 +109,6 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         loss, penalty, density = self._mean(passes)
         return Record(self.step, loss, penalty, density, rate, perf_counter() - begun)
-
-    def _choose(self) -> None:
-        """Sets the tiles that go by the rank of their scores."""
-        ranked = [g for g in self.gates.values() if g.dense is not None and g.learns_tiles]
-        if ranked:
-            choose(ranked, self.recipe.aim * self.penalties.size)
 
     def _mean(self, passes: list[tuple[float, float, float]]) -> list[float]:
         """Averages what was measured over the passes of all processes."""
@@ -164,7 +156,6 @@ class Trainer:
             nats a token, and the density of the hard masks.
         """
         # The next step sets its own.
-        self._choose()
         self.moment.tile = self.moment.pattern = _HARD
         self.moment.draw = None
         losses = []
