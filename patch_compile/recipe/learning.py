@@ -136,7 +136,12 @@ class LearnRecipe:
             )
 
     def _check_structure(self) -> None:
-        if self.structure == "2:4":
+        if self.method == "leap" and self.prior == "descent":
+            raise RecipeError(
+                "prior | is 'descent', which looks for 2:4 patterns, and leap has none; "
+                "choose magnitude, wanda or sparsegpt"
+            )
+        if self.structure == "2:4" and not self.free:
             return
         if self.learns and not self.free:
             raise RecipeError(
@@ -150,9 +155,10 @@ class LearnRecipe:
             )
         given = [name for name in ("select", "tie") if getattr(self, name)]
         if given:
+            other = "another method" if self.method == "leap" else "--structure 2:4"
             raise RecipeError(
                 f"{given[0]} | is {getattr(self, given[0])!r}, and unstructured masks have no "
-                "tiles; leave it out, or choose --structure 2:4"
+                f"tiles; leave it out, or choose {other}"
             )
 
     def _check_update(self) -> None:

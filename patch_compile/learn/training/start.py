@@ -17,7 +17,13 @@ from patch_compile.learn.calibrate import Statistics
 from patch_compile.learn.layout import Layout, untied
 from patch_compile.learn.linears import Linear
 from patch_compile.learn.oneshot import evidence_of, scored_mask
-from patch_compile.learn.scores import COSTS, SALIENCIES, Evidence, needs_fisher
+from patch_compile.learn.scores import (
+    COSTS,
+    FREE_SALIENCIES,
+    SALIENCIES,
+    Evidence,
+    needs_fisher,
+)
 from patch_compile.learn.training.gate import Gate, Moment, Tied
 from patch_compile.learn.training.noise import Draw
 from patch_compile.learn.training.patterns import Pattern
@@ -188,9 +194,8 @@ def free_gates(
     """
     gates = {}
     for name, linear in linears.items():
-        saliency = torch.from_numpy(
-            SALIENCIES[recipe.saliency](evidence_of(linear, statistics))
-        )
+        evidence = evidence_of(linear, statistics)
+        saliency = torch.from_numpy(FREE_SALIENCIES[recipe.saliency](evidence))
         lost = round(recipe.aim * linear.shape[1])
         rank = saliency.argsort(dim=1, stable=True).argsort(dim=1)
         side = torch.where(rank < lost, -1.0, 1.0)
