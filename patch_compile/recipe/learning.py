@@ -5,6 +5,8 @@ from typing import Literal, get_args
 
 from patch_compile.errors import RecipeError
 from patch_compile.recipe.checks import check_kinds, within
+from patch_compile.recipe.compiling import CompileRecipe
+from patch_compile.recipe.promise import promise_of
 
 __all__ = ["LearnRecipe"]
 
@@ -50,6 +52,9 @@ class LearnRecipe:
         sparsity: zeros over all weights of the pruned linears, 0 to 0.5, or to 1 where zeros
             may be anywhere; several, as in `0.25,0.35`, give a file each; learning aims at
             the largest.
+        budget: in place of a sparsity, the predicted time of the pruned weights on a GPU:
+            `time:1.25x@a100-bf16:16` is 1.25 times as fast as dense at 16 tokens, and
+            `...:16:0.9,2048:0.1` says which share of the time runs of so many tokens take.
         samples: calibration windows.
         window: tokens in a window.
         seed: of the order of the text, of the noise and of random starts.
@@ -82,6 +87,7 @@ class LearnRecipe:
     tie: tuple[Tie, ...] = ()
     tie_block: int = 64
     sparsity: tuple[float, ...] = (0.25,)
+    budget: str | None = None
     samples: int = 16
     window: int = 512
     seed: int = 0
@@ -119,6 +125,7 @@ class LearnRecipe:
         self._check_selection()
         self._check_structure()
         self._check_update()
+        self._check_budget()
 
     def _check_selection(self) -> None:
         wrong = {
@@ -175,6 +182,20 @@ class LearnRecipe:
                 "expected one, run once for each"
             )
 
+    def _check_budget(self) -> None:
+        if self.promise is None:
+            return
+        if self.sparsity != (0.25,):
+            raise RecipeError(f"budget | is given with sparsity {self.sparsity}; choose one")
+        if self.free or self.update:
+            what = "zeros anywhere save no time" if self.free else "--update needs a sparsity"
+            raise RecipeError(f"budget | is '{self.budget}', and {what}; leave it out")
+
+    @property
+    def promise(self) -> CompileRecipe | None:
+        """`budget` as a compiler is asked for it; None without."""
+        return None if self.budget is None else promise_of(self.budget)
+
     @property
     def free(self) -> bool:
         """Zeros may be anywhere: there is neither a pattern nor a tile."""
@@ -189,6 +210,14 @@ class LearnRecipe:
     def aim(self) -> float:
         """The sparsity that learning aims at: less is cut from it, never more."""
         return max(self.sparsity)
+
+    @property
+    def density(self) -> float:
+        """What learning aims to leave: a share of the weights, or of the dense time."""
+        if self.promise is None:
+            return 1.0 - self.aim
+        assert self.promise.times is not None
+        return 1.0 / self.promise.times
 
     @property
     def ranking(self) -> Selection:

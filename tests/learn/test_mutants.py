@@ -188,8 +188,8 @@ def _exact_budget(no_text: Path) -> None:
     )
 
 
-def _alone(masks: Any) -> Any:
-    return [mask.scores / (mask.grid.areas // 2) for mask in masks]
+def _alone(masks: Any, gains: Any) -> Any:
+    return [mask.scores / gain for mask, gain in zip(masks, gains, strict=True)]
 
 
 BUDGETS: Mapping[str, Mutant] = {
