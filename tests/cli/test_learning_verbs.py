@@ -67,6 +67,37 @@ def test_cut_lowers_what_learn_wrote(
     assert "a cut only lowers it" in ran.err
 
 
+def test_a_budget_of_time_is_promised_in_one_line(
+    cli: Cli, llama: Path, text: Path, tmp_path: Path
+) -> None:
+    made, lower = tmp_path / "masks.json", tmp_path / "lower.json"
+    options = ["--tile", "weight", "--samples", "2", "--window", "16"]
+    # So many tokens that even small products are faster 2:4.
+    ran = cli(
+        "learn", llama, "--data", text, *options, "--budget",
+        "time:1.3x@rtx4090-bf16:16384:0.9,65536:0.1", "-o", made,
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    masks = load_masks(made)
+    promised = masks.made_by["budget"]["speedup"]
+    assert promised >= 1.3
+    assert ran.out == (
+        f"7 weights, sparsity {masks.sparsity:.4%}\n"
+        f"predicted {promised:.3f}x as fast as dense on rtx4090-bf16 at 16384:0.9,65536:0.1 tokens "
+        "(asked 1.3x)\n"
+    )
+    ran = cli("cut", made, "--budget", "time:1.1x@rtx4090-bf16:16384", "-o", lower)
+    assert ran.code == 0, ran.err
+    assert "(asked 1.1x)" in ran.out
+    assert load_masks(lower).sparsity < masks.sparsity
+    ran = cli("cut", made, "--sparsity", "0.1", "-o", lower)
+    assert "budget" not in load_masks(lower).made_by
+    for wrong in ([], ["--sparsity", "0.1", "--budget", "time:1.1x@rtx4090-bf16:16384"]):
+        ran = cli("cut", made, *wrong, "-o", lower)
+        assert ran.code == 1
+        assert ran.err.startswith("patch-compile: cut | needs one of --sparsity and --budget")
+
+
 def test_both_texts_are_learned_from(
     cli: Cli, llama: Path, text: Path, tmp_path: Path
 ) -> None:
