@@ -182,7 +182,8 @@ def _module(place: _Place, config: "PretrainedConfig", dtype: str) -> "PreTraine
 def _check_complete(place: _Place, loading: Mapping[str, Any]) -> None:
     # Transformers would go on with random numbers in place of these.
     missing = sorted(loading["missing_keys"])
-    misfits = sorted(str(key[0]) for key in loading["mismatched_keys"])
+    # Transformers 4 lists names, 5 lists names and shapes.
+    misfits = sorted(k if isinstance(k, str) else k[0] for k in loading["mismatched_keys"])
     if missing or misfits:
         raise ModelError(
             f"model '{place.source}' | lacks {len(missing)} weights {missing[:4]}, and "

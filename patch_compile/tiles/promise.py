@@ -105,7 +105,8 @@ class Promise:
     def _shared(self, whole: WeightMask, kept: WeightMask) -> NDArray[np.float64]:
         cut = whole if kept.dense.all() else kept
         area = int(cut.grid.areas[~cut.dense].sum())
-        return self._saved(cut) / max(1, area) * cut.grid.areas
+        shared: NDArray[np.float64] = self._saved(cut) * (cut.grid.areas / max(1, area))
+        return shared
 
     def _saved(self, mask: WeightMask) -> float:
         n, k = mask.shape
