@@ -11,7 +11,7 @@ from patch_compile import api
 from patch_compile.cli.console import out, progress_bar, say
 from patch_compile.errors import RecipeError
 from patch_compile.io.load_masks import load_masks
-from patch_compile.io.masks_file import save_masks
+from patch_compile.io.masks_file import check_place, save_masks
 from patch_compile.recipe import LearnRecipe, promise_of
 from patch_compile.tiles.cut import cut_masks
 from patch_compile.tiles.masks import Masks
@@ -37,10 +37,21 @@ def learn(
 ) -> None:
     """Make masks for MODEL: 2:4 patterns, and which tiles take them.
 
+    `magnitude`, `wanda`, `sparsegpt` and `descent` take one pass over a little text. The
+    other methods start from one of those (`--prior`) and learn for `--steps`; what they have
+    learned is kept in a folder, from which `--resume` goes on. Masks of less sparsity are cut
+    from masks of more by `cut`.
+
+    Baselines: `--tile weight` chooses whole layers, each all dense or all 2:4;
+    `--include '*.mlp.*' --sparsity 0.5` is 2:4 in the MLPs alone; `--method leap` and
+    `--structure unstructured` put zeros anywhere.
+
     Args:
-        model: a Hugging Face directory, a hub id, or a GGUF file.
+        model: a causal or masked language model: a Hugging Face directory, a hub id, or a
+            GGUF file.
         data: text to calibrate on and to learn from: UTF-8, .jsonl with a `text` field, or a
-            data set as hf:NAME:CONFIG:SPLIT, streamed; may be given several times.
+            data set as hf:NAME:CONFIG:SPLIT, streamed; may be given several times. No window
+            is learned from twice: steps x batch x accumulate + holdout of them are needed.
         output: masks.json; its arrays go beside it. Of several sparsities, each gets a file:
             masks-0.25.json.
         run: folder of a learning method's checkpoints and log.csv; by default OUTPUT's name
@@ -49,6 +60,9 @@ def learn(
         tensorboard: write the log into the run's folder for TensorBoard too.
         checkpoint: folder for the model whose weights --update changed; the masks are for it.
     """
+    asked = {"run": run is not None, "resume": resume, "tensorboard": tensorboard}
+    _check_run(recipe, [name for name, given in asked.items() if given])
+    check_place(output)
     folder = run or output.with_suffix(".run")
     try:
         with progress_bar() as progress:
@@ -74,6 +88,15 @@ def learn(
     for sparsity, masks in zip(recipe.sparsity, api.asked_masks(found, recipe), strict=True):
         path = _numbered(output, sparsity) if several else output
         _save(masks, path, "" if recipe.budget else f" (asked {sparsity:.2%})")
+
+
+def _check_run(recipe: LearnRecipe, asked: list[str]) -> None:
+    """Refuses what only a run can do, for methods that are done in one go."""
+    if asked and not recipe.learns:
+        raise RecipeError(
+            f"{asked[0]} | is asked of method '{recipe.method}', which takes no steps and "
+            "keeps no run; leave it out, or choose a method that learns"
+        )
 
 
 def _save(masks: Masks, path: Path, asked: str = "") -> None:

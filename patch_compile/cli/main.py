@@ -11,7 +11,7 @@ import cyclopts
 from cyclopts import App, Parameter
 
 from patch_compile.cli import verbs
-from patch_compile.cli.arguments import config_reader, config_text, split_lists
+from patch_compile.cli.arguments import config_reader, config_text, shown, split_lists
 from patch_compile.cli.bench_verb import bench
 from patch_compile.cli.build_verb import build, results
 from patch_compile.cli.console import say, set_up_logging
@@ -35,7 +35,7 @@ app = App(
     name="patch-compile",
     help=_HELP,
     help_format="markdown",
-    default_parameter=Parameter(negative_iterable=()),
+    default_parameter=Parameter(negative_iterable=(), show_default=shown),
     result_action="return_value",
 )
 app.default(verbs.compile_)

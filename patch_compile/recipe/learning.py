@@ -43,8 +43,11 @@ class LearnRecipe:
             that go; the new weights are a checkpoint, the masks belong to it.
         select: what ranks tiles: `fisher`, sum of g^2 w^2 over the weights that would go;
             `error`, the sum of the prior's own squared scores; `learned`, a logit a tile.
-            None is `learned` for `patch-tile` and `patch-joint`, else `fisher`.
-        tile: `RxC`, `band:R`, `column:C` or `weight`.
+            By default `learned` for `patch-tile` and `patch-joint`, else `fisher`.
+        tile: how each weight is cut into tiles that are dense or 2:4: `RxC`, R out features
+            by C in features; `band:R`, R by all; `column:C`, all by C; `weight`, all of it,
+            so that whole layers are chosen. Free `RxC` maps rarely leave a piece that is
+            wholly 2:4, as kernels want it; the others do.
         tie: `mlp`, gate and up by rows and down by columns share one choice for each block
             of the inner axis; `heads`, q, k, v by rows and o by columns share one for each
             key-value head. Other weights keep `tile`.
@@ -55,10 +58,11 @@ class LearnRecipe:
         budget: in place of a sparsity, the predicted time of the pruned weights on a GPU:
             `time:1.25x@a100-bf16:16` is 1.25 times as fast as dense at 16 tokens, and
             `...:16:0.9,2048:0.1` says which share of the time runs of so many tokens take.
-        samples: calibration windows.
+        samples: windows of text that one-shot methods, and starts, take statistics from.
         window: tokens in a window.
         seed: of the order of the text, of the noise and of random starts.
-        include: globs or `re:` patterns of weights to prune; empty takes every linear.
+        include: globs or `re:` patterns of weights to prune, as in `*.mlp.*`; the sparsity
+            is over these. Empty takes every linear.
         ignore: globs or `re:` patterns of weights to leave dense.
         prior: the one-shot method that learning starts from, and that `patch-tile` keeps.
         tile_start: where the logits of learned tiles start: at what going 2:4 costs by
@@ -66,10 +70,11 @@ class LearnRecipe:
         steps: of learning.
         batch: windows in a forward pass.
         accumulate: forward passes in a step.
-        lr: peak learning rate of Adam.
+        lr: peak learning rate of Adam; by default the method's own.
         distill: learn from the dense model's predictions in place of the text's next tokens.
-        density_weight: weight of |density - (1 - sparsity)|, where tiles are learned.
-        norm_weight: weight of the term that keeps large weights.
+        density_weight: weight of |density - (1 - sparsity)|, where tiles are learned; by
+            default the method's own. With a `budget` density is a share of the dense time.
+        norm_weight: weight of the term that keeps large weights; by default the method's own.
         norm_term: `paper`, squared norms over all weights; `code`, the sum of the weights'
             norms, fading out, as PATCH's authors run it.
         precision: of the forward and backward pass; logits and Adam stay fp32.

@@ -201,6 +201,9 @@ def test_two_processes_are_one_with_two_passes_a_step(
         (["--update", "true"], "update | is asked of method 'topk-ste'"),
         (["--checkpoint", "new"], "checkpoint | is 'new', and no weight changes"),
         (["--data", "hf:"], "text 'hf:' | names no data set"),
+        (["--budget", "1.2x"], "budget | is '1.2x'; expected time:TIMESx@TARGET:TOKENS"),
+        (["--method", "leap", "--prior", "descent"], "prior | is 'descent', which looks for"),
+        (["--method", "leap", "--select", "fisher"], "select | is 'fisher', and unstructured"),
     ],
 )
 def test_bad_options_are_told_in_one_line(
@@ -271,6 +274,33 @@ def test_masks_of_another_model_are_told_in_one_line(
 def test_an_update_needs_a_folder(cli: Cli, llama: Path, text: Path) -> None:
     ran = cli("learn", llama, "--data", text, "--method", "sparsegpt", "--update")
     _refused(ran, "checkpoint | is missing, and --update makes new weights")
+
+
+@pytest.mark.parametrize("flags", [["--resume"], ["--tensorboard"], ["--run", "folder"]])
+def test_runs_are_of_methods_that_learn(
+    cli: Cli, llama: Path, text: Path, flags: list[str]
+) -> None:
+    ran = cli("learn", llama, "--data", text, *flags)
+    _refused(ran, f"{flags[0][2:]} | is asked of method 'wanda', which takes no steps")
+
+
+@pytest.mark.parametrize("place", ["folder", "masks.npz", "file/masks.json"])
+def test_a_place_that_cannot_be_written_is_told_before_anything_slow(
+    cli: Cli, tmp_path: Path, place: str
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("", "utf-8")
+    ran = cli("learn", tmp_path / "no model", *LEARN, "-o", tmp_path / place)
+    said = "cannot be written" if "/" in place else "expected a name in .json"
+    _refused(ran, said)
+
+
+def test_a_run_s_folder_that_is_a_file_is_told(
+    cli: Cli, llama: Path, text: Path, tmp_path: Path
+) -> None:
+    options = [*LEARN, "--steps", "1", "--run", text, "-o", tmp_path / "m.json"]
+    ran = cli("learn", llama, "--data", text, *options)
+    _refused(ran, "is a file; expected a folder, which learning makes")
 
 
 def test_an_empty_text_is_told_in_one_line(cli: Cli, llama: Path, tmp_path: Path) -> None:

@@ -149,7 +149,10 @@ class _Budget:
 
 def _budget(prior: Masks, recipe: LearnRecipe) -> _Budget:
     if recipe.promise is None:
-        zeros = {name: 0.5 * mask.grid.areas for name, mask in prior.weights.items()}
+        zeros = {
+            name: (mask.grid.areas // 2).astype(np.float64)
+            for name, mask in prior.weights.items()
+        }
         return _Budget(zeros, 2 * recipe.aim)
     shapes = [mask.shape for mask in prior.weights.values()]
     promise = Promise.of(recipe.promise, shapes)
