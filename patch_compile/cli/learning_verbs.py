@@ -13,6 +13,7 @@ from patch_compile.errors import RecipeError
 from patch_compile.io.load_masks import load_masks
 from patch_compile.io.masks_file import check_place, save_masks
 from patch_compile.recipe import LearnRecipe, promise_of
+from patch_compile.recipe.checks import within
 from patch_compile.tiles.cut import cut_masks
 from patch_compile.tiles.masks import Masks
 from patch_compile.tiles.promise import cut_in_time
@@ -100,7 +101,7 @@ def _check_run(recipe: LearnRecipe, asked: list[str]) -> None:
 
 
 def _save(masks: Masks, path: Path, asked: str = "") -> None:
-    save_masks(masks, path)
+    save_masks(replace(masks, made_by={**masks.made_by, "sparsity": masks.sparsity}), path)
     out.print(f"{len(masks.weights)} weights, sparsity {masks.sparsity:.4%}{asked}")
     budget = masks.made_by.get("budget")
     if budget is not None:
@@ -137,8 +138,8 @@ def cut(
         masks: masks.json with scores, as `learn` writes them, of any method that has tiles.
         sparsity: zeros over all weights, 0 to that of MASKS.
         budget: predicted time of the masked weights on a GPU, as in `time:1.25x@a100-bf16:16`,
-            1.25 times as fast as dense at 16 tokens; tiles must be bands, columns or whole
-            weights.
+            1.25 times as fast as dense at 16 tokens; of free tiles, rows and columns of them
+            that are wholly 2:4 count.
         output: masks.json; its arrays go beside it.
     """
     if (sparsity is None) == (budget is None):
@@ -146,6 +147,8 @@ def cut(
             "cut | needs one of --sparsity and --budget, as in --sparsity 0.2 or "
             "--budget time:1.25x@a100-bf16:16"
         )
+    if sparsity is not None:
+        within("sparsity", sparsity, 0.0, 0.5)
     before = load_masks(masks)
     if sparsity is not None:
         # What an earlier cut promised is not kept by this one.

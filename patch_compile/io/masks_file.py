@@ -6,6 +6,7 @@ is the published schema.
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from patch_compile.errors import MaskError, RecipeError
+from patch_compile.errors import MaskError, ModelError, RecipeError
 from patch_compile.io.atomic import staged_folder
 from patch_compile.io.safetensors_file import SafetensorsFile
 from patch_compile.tiles.geometry import TileGrid
@@ -47,8 +48,10 @@ def check_place(path: Path) -> None:
     """
     if path.suffix != ".json" or path.is_dir():
         raise MaskError(f"masks '{path}' | would be written as JSON; expected a name in .json")
-    with staged_folder(path.parent):
-        pass
+    # Nothing is made yet: what exists of the folder's path has to take it.
+    there = next(place for place in (path.parent, *path.parent.parents) if place.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise ModelError(f"output folder '{path.parent}' | cannot be written; choose another")
 
 
 def save_masks(masks: Masks, path: Path) -> None:

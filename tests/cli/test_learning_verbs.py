@@ -62,9 +62,13 @@ def test_cut_lowers_what_learn_wrote(
     assert after.sparsity == pytest.approx(0.2, abs=0.01)
     for name, mask in after.weights.items():
         assert (before.weights[name].dense <= mask.dense).all()
+    assert after.made_by["sparsity"] == after.sparsity
     ran = cli("cut", lower, "--sparsity", "0.3", "-o", tmp_path / "no.json")
     assert ran.code == 1
     assert "a cut only lowers it" in ran.err
+    for wrong in ("-0.1", "nan", "0.7"):
+        ran = cli("cut", lower, "--sparsity", wrong, "-o", tmp_path / "no.json")
+        _refused(ran, f"sparsity | is {wrong}; expected a number from 0.0 to 0.5")
 
 
 def test_a_budget_of_time_is_promised_in_one_line(
