@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: env test check lowest demo slow golden clean
+.PHONY: env test check lowest lowest-learn demo slow golden clean
 
 env: $(VENV)/.installed
 
@@ -47,6 +47,17 @@ lowest: $(LOWEST)/.installed
 	$(LOWEST)/bin/python -m pytest -n 2 -q tests/tiles tests/io tests/passes \
 		tests/runtimes/test_comparison.py tests/runtimes/test_reference.py
 
+# The same of what learns: minutes more, and a gigabyte of torch.
+$(LOWEST)-learn/.installed: pyproject.toml constraints-lowest-learn.txt
+	$(PYTHON) -m venv $(LOWEST)-learn
+	$(LOWEST)-learn/bin/python -m pip --disable-pip-version-check -q install \
+		-c constraints-lowest-learn.txt -e '.[learn,cpu,data,tensorboard]' \
+		hypothesis pytest pytest-xdist
+	touch $@
+
+lowest-learn: $(LOWEST)-learn/.installed
+	$(LOWEST)-learn/bin/python -m pytest -n 2 -q tests/learn
+
 demo: env $(VENV)/.smollm2
 	$(BIN)/patch-compile demo -o demo-out
 
@@ -54,4 +65,4 @@ golden: env
 	$(BIN)/python -m pytest -q tests/passes --update-golden
 
 clean:
-	rm -rf $(VENV) $(LOWEST) demo-out build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) $(LOWEST)-learn demo-out build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from patch_compile.runtimes.engines import EngineResult
 
 __all__ = [
+    "asked_masks",
     "build_engine",
     "export_onnx",
     "join_engine",
@@ -48,7 +49,7 @@ def learn_masks(
     recipe: LearnRecipe | None = None,
     progress: Progress | None = None,
 ) -> Masks:
-    """Makes masks for a PyTorch causal language model, of the recipe's first sparsity.
+    """Makes masks for a PyTorch language model, of the recipe's budget or first sparsity.
 
     Args:
         model: a Hugging Face directory, a hub id, or a GGUF file.
@@ -58,7 +59,7 @@ def learn_masks(
         progress: called with (steps done, steps in all, what).
 
     Returns:
-        Masks whose sparsity is the recipe's to within one tile.
+        Masks whose sparsity is the recipe's to within one tile, or whose predicted time is.
 
     Raises:
         ModelError: the model cannot be loaded or has nothing to prune.
@@ -66,7 +67,23 @@ def learn_masks(
         RuntimeUnavailable: torch or transformers is missing.
     """
     recipe = recipe or LearnRecipe()
-    return learn_candidates(model, data, recipe, progress=progress).cut(recipe.sparsity[0])
+    found = learn_candidates(model, data, recipe, progress=progress)
+    return asked_masks(found, recipe)[0]
+
+
+def asked_masks(found: "Candidates", recipe: LearnRecipe) -> list[Masks]:
+    """Cuts what was learned: to the recipe's `budget`, or to each `sparsity` in turn.
+
+    Args:
+        found: what `learn_candidates` gave.
+        recipe: see `LearnRecipe`.
+
+    Raises:
+        RecipeError: the masks cannot keep the budget of time.
+    """
+    candidates = require("patch_compile.learn.candidates", "learn")
+    masks: list[Masks] = candidates.asked_of(found, recipe)
+    return masks
 
 
 def learn_candidates(
@@ -176,7 +193,7 @@ def learn_masks_for(
     loaded = loader.load_model(model)
     ranked: list[Candidates] = oneshot.rank_tiles(loaded, _sources(data), recipes, progress)
     return [
-        candidates.cut(recipe.sparsity[0])
+        asked_masks(candidates, recipe)[0]
         for candidates, recipe in zip(ranked, recipes, strict=True)
     ]
 

@@ -27,7 +27,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["config_reader", "config_text", "split_lists"]
+__all__ = ["config_reader", "config_text", "shown", "split_lists"]
 
 _RECIPES = (
     BenchRecipe,
@@ -92,6 +92,13 @@ def config_text(verb: Sequence[str], options: Mapping[str, Any]) -> str:
     for key in reversed(verb):
         given = {key: given}
     return json.dumps(given, indent=1, default=str) + "\n"
+
+
+def shown(default: Any) -> str | None:
+    """Returns a default value as it is typed; None, and an empty list, show nothing."""
+    if isinstance(default, tuple):
+        return ",".join(map(str, default)) or None
+    return None if default is None else str(default)
 
 
 def split_lists(tokens: Sequence[str]) -> list[str]:

@@ -29,10 +29,15 @@ def eval_(
 ) -> None:
     """Take the perplexity and the zero-shot accuracy of MODEL, dense or masked.
 
+    Give a text for the perplexity (`--data`), tasks (`--tasks`), or both. torch and ONNX
+    models get the same tokens in the same windows, so that their numbers can be compared.
+
     Args:
-        model: an .onnx file, a Hugging Face directory, a hub id, or a GGUF file.
+        model: a causal language model: an .onnx file, a Hugging Face directory, a hub id, or
+            a GGUF file.
         masks: apply these first; a compiled .onnx holds its own.
-        data: text (UTF-8) for the perplexity.
+        data: text (UTF-8) for the perplexity. Windows begin without a special token; a rest
+            of the text that fills no window is dropped, and told.
         task_dir: folder of task files, `<task>.jsonl`; other tasks come from
             lm-evaluation-harness.
         tokenizer: tokenizer.json; by default MODEL's own.

@@ -11,12 +11,13 @@ import cyclopts
 from cyclopts import App, Parameter
 
 from patch_compile.cli import verbs
-from patch_compile.cli.arguments import config_reader, config_text, split_lists
+from patch_compile.cli.arguments import config_reader, config_text, shown, split_lists
 from patch_compile.cli.bench_verb import bench
 from patch_compile.cli.build_verb import build, results
 from patch_compile.cli.console import say, set_up_logging
 from patch_compile.cli.doctor_verb import doctor
 from patch_compile.cli.eval_verb import eval_
+from patch_compile.cli.learning_verbs import cut, learn
 from patch_compile.cli.report_verb import report
 from patch_compile.errors import Mismatch, PatchCompileError, RecipeError
 from patch_compile.io.atomic import write_text
@@ -34,11 +35,11 @@ app = App(
     name="patch-compile",
     help=_HELP,
     help_format="markdown",
-    default_parameter=Parameter(negative_iterable=()),
+    default_parameter=Parameter(negative_iterable=(), show_default=shown),
     result_action="return_value",
 )
 app.default(verbs.compile_)
-for verb in (verbs.learn, verbs.cut, verbs.export, verbs.plan, verbs.inspect):
+for verb in (learn, cut, verbs.export, verbs.plan, verbs.inspect):
     app.command(verb)
 app.command(build)
 app.command(results)

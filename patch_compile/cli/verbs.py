@@ -1,7 +1,6 @@
 """The verbs. Each parses, calls the API, prints."""
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,20 +17,17 @@ from patch_compile.errors import Mismatch, RecipeError
 from patch_compile.inspection import inspect_model
 from patch_compile.io.atomic import write_text
 from patch_compile.io.load_masks import load_masks
-from patch_compile.io.masks_file import save_masks
 from patch_compile.recipe import (
     BuildRecipe,
     CompileRecipe,
     ExportRecipe,
-    LearnRecipe,
     QuantizeRecipe,
     VerifyRecipe,
 )
 from patch_compile.report import Report
-from patch_compile.tiles.cut import cut_masks
 from patch_compile.whatif import named_targets, what_if
 
-__all__ = ["compile_", "cut", "demo", "export", "inspect", "learn", "plan", "verify"]
+__all__ = ["compile_", "demo", "export", "inspect", "plan", "verify"]
 
 # `name="*"` makes a recipe's fields options of their own: there is no second list of them.
 _FLAT = Parameter(name="*")
@@ -42,7 +38,6 @@ Json = Annotated[bool, Parameter(name="--json", negative="")]
 _BUILD = BuildRecipe()
 _COMPILE = CompileRecipe()
 _EXPORT = ExportRecipe()
-_LEARN = LearnRecipe()
 _QUANTIZE = QuantizeRecipe()
 _VERIFY = VerifyRecipe()
 
@@ -153,83 +148,6 @@ def _compare(
     if output is not None:
         write_text(output, json.dumps(facts, indent=1) + "\n")
         say(f"wrote {output}")
-
-
-def learn(
-    model: str,
-    /,
-    *,
-    data: tuple[str, ...] = (),
-    output: Output = Path("masks.json"),
-    run: Path | None = None,
-    resume: Annotated[bool, Parameter(negative="")] = False,
-    tensorboard: Annotated[bool, Parameter(negative="")] = False,
-    checkpoint: Path | None = None,
-    recipe: Annotated[LearnRecipe, _FLAT] = _LEARN,
-) -> None:
-    """Make masks for MODEL: 2:4 patterns, and which tiles take them.
-
-    Args:
-        model: a Hugging Face directory, a hub id, or a GGUF file.
-        data: text to calibrate on and to learn from: UTF-8, .jsonl with a `text` field, or a
-            data set as hf:NAME:CONFIG:SPLIT, streamed; may be given several times.
-        output: masks.json; its arrays go beside it. Of several sparsities, each gets a file:
-            masks-0.25.json.
-        run: folder of a learning method's checkpoints and log.csv; by default OUTPUT's name
-            with .run.
-        resume: go on from the checkpoint in the run's folder.
-        tensorboard: write the log into the run's folder for TensorBoard too.
-        checkpoint: folder for the model whose weights --update changed; the masks are for it.
-    """
-    folder = run or output.with_suffix(".run")
-    try:
-        with progress_bar() as progress:
-            found = api.learn_candidates(
-                model,
-                data,
-                recipe,
-                run=folder,
-                resume=resume,
-                tensorboard=tensorboard,
-                checkpoint=checkpoint,
-                progress=progress if _first_process() else None,
-            )
-    except KeyboardInterrupt:
-        if (folder / "state.json").exists():
-            say(f"'{folder}' | keeps what was learned so far; go on with --resume")
-        raise
-    if checkpoint is not None and _first_process():
-        say(f"wrote {checkpoint}")
-    for sparsity in recipe.sparsity if _first_process() else ():
-        masks = found.cut(sparsity)
-        path = output if len(recipe.sparsity) == 1 else _numbered(output, sparsity)
-        save_masks(masks, path)
-        reached = f"sparsity {masks.sparsity:.4%} (asked {sparsity:.2%})"
-        out.print(f"{len(masks.weights)} weights, {reached}")
-        say(f"wrote {path}")
-
-
-def _first_process() -> bool:
-    """Tells, under torchrun or accelerate launch, which of the processes speaks and writes."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def _numbered(path: Path, sparsity: float) -> Path:
-    return path.with_name(f"{path.stem}-{sparsity:g}{path.suffix}")
-
-
-def cut(masks: Path, /, *, sparsity: float, output: Output = Path("masks.json")) -> None:
-    """Lower the sparsity of MASKS by their scores: the dearest tiles become dense again.
-
-    Args:
-        masks: masks.json with scores, as `learn` writes them.
-        sparsity: zeros over all weights, 0 to that of MASKS.
-        output: masks.json; its arrays go beside it.
-    """
-    relaxed = cut_masks(load_masks(masks), sparsity)
-    save_masks(relaxed, output)
-    out.print(f"{len(relaxed.weights)} weights, sparsity {relaxed.sparsity:.4%}")
-    say(f"wrote {output}")
 
 
 def export(

@@ -127,6 +127,12 @@ def _open_torch(
 ) -> Scorer:
     require("torch", "learn")
     loaded: LoadedModel = require("patch_compile.learn.model", "learn").load_model(model)
+    if loaded.masked:
+        raise ModelError(
+            f"model '{model}' | is a masked language model, and perplexity and zero-shot "
+            "likelihoods are of the next token; expected a causal one. `learn` judges an "
+            "encoder by its loss on hidden tokens, `held_out` in log.csv"
+        )
     sparsity = None if masks is None else _apply(loaded, masks)
     if tokenizer is None:
         return Scorer(partial(_torch_logits, loaded), partial(_ids, loaded), sparsity)

@@ -13,12 +13,13 @@ class EvalRecipe:
     """What is evaluated, and on how much of it.
 
     Attributes:
-        tokens: first tokens of the text; None takes all.
+        tokens: first tokens of the text; by default all.
         window: tokens in a window.
-        stride: tokens from one window's start to the next's; None is `window`, no overlap.
-            With a smaller one, windows after the first count their last `stride` predictions.
+        stride: tokens from one window's start to the next's; by default `window`, no
+            overlap. With a smaller one, windows after the first count their last `stride`
+            predictions.
         tasks: zero-shot tasks of lm-evaluation-harness, or of local files.
-        limit: first questions of each task; None takes all.
+        limit: first questions of each task; by default all.
     """
 
     tokens: int | None = None

@@ -6,6 +6,7 @@ is the published schema.
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -19,14 +20,14 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from patch_compile.errors import MaskError, RecipeError
+from patch_compile.errors import MaskError, ModelError, RecipeError
 from patch_compile.io.atomic import staged_folder
 from patch_compile.io.safetensors_file import SafetensorsFile
 from patch_compile.tiles.geometry import TileGrid
 from patch_compile.tiles.masks import Masks
 from patch_compile.tiles.weight_mask import WeightMask
 
-__all__ = ["FORMAT", "read_masks_json", "save_masks", "schema"]
+__all__ = ["FORMAT", "check_place", "read_masks_json", "save_masks", "schema"]
 
 FORMAT = "patch-compile/masks"
 
@@ -38,6 +39,21 @@ def schema() -> dict[str, Any]:
     return loaded
 
 
+def check_place(path: Path) -> None:
+    """Refuses where `save_masks` could not write: before the hours that masks may take.
+
+    Raises:
+        MaskError: if the name is no file's that ends in .json.
+        ModelError: if the folder cannot be written.
+    """
+    if path.suffix != ".json" or path.is_dir():
+        raise MaskError(f"masks '{path}' | would be written as JSON; expected a name in .json")
+    # Nothing is made yet: what exists of the folder's path has to take it.
+    there = next(place for place in (path.parent, *path.parent.parents) if place.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise ModelError(f"output folder '{path.parent}' | cannot be written; choose another")
+
+
 def save_masks(masks: Masks, path: Path) -> None:
     """Writes `path` and the arrays beside it, in `<stem>.safetensors`.
 
@@ -45,8 +61,7 @@ def save_masks(masks: Masks, path: Path) -> None:
         MaskError: if a sparse tile is not 2:4, or the arrays cannot be written.
         ModelError: if the folder cannot be written.
     """
-    if path.suffix != ".json":
-        raise MaskError(f"masks '{path}' | would be written as JSON; expected a name in .json")
+    check_place(path)
     masks.check()
     with staged_folder(path.parent) as stage:
         data = stage / f"{path.stem}.safetensors"

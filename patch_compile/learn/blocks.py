@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from patch_compile._require import require
 from patch_compile.errors import ModelError
+from patch_compile.learn.questions import uncached
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -79,7 +80,7 @@ def chain(model: "PreTrainedModel", windows: NDArray[np.int64]) -> Chain:
     with torch.no_grad(), _noted(modules, record):
         for window in windows:
             ids = torch.from_numpy(window)[None].to(model.device)
-            model(input_ids=ids, use_cache=False)
+            model(input_ids=ids, **uncached(model))
     if record.names != list(modules) * len(windows):
         raise ModelError(_unfit(model, "does not run each of its blocks once, in order"))
     again = record.hidden[-1]

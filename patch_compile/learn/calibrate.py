@@ -17,7 +17,7 @@ from patch_compile.errors import ModelError
 from patch_compile.learn._progress import Progress, tell
 from patch_compile.learn.grams import Grams, idle
 from patch_compile.learn.linears import Linear
-from patch_compile.learn.questions import questions
+from patch_compile.learn.questions import questions, uncached
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -189,7 +189,7 @@ def _run(
     torch = require("torch", "learn")
     ids, answers = questions(torch.from_numpy(window)[None].to(model.device), mask_token)
     with torch.set_grad_enabled(backward):
-        logits = model(input_ids=ids, use_cache=False).logits
+        logits = model(input_ids=ids, **uncached(model)).logits
         loss = torch.nn.functional.cross_entropy(logits[0].float(), answers[0])
         if not torch.isfinite(loss):
             raise ModelError(

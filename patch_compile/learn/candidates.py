@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from patch_compile.errors import RecipeError
 from patch_compile.learn.model import LoadedModel
-from patch_compile.recipe import LearnRecipe
+from patch_compile.recipe import CompileRecipe, LearnRecipe
 from patch_compile.tiles.cut import cut_masks
 from patch_compile.tiles.geometry import Geometry
 from patch_compile.tiles.masks import Masks
+from patch_compile.tiles.promise import cut_in_time
 from patch_compile.tiles.weight_mask import WeightMask, from_keep
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "FreeWeight",
     "FreeWeights",
     "ScoredTiles",
+    "asked_of",
     "free_mask",
     "made_by",
     "quotas",
@@ -57,6 +59,10 @@ class ScoredTiles:
     def cut(self, sparsity: float) -> Masks:
         """Returns masks of this sparsity, to within half a tile (or half a tied group)."""
         return _checked(cut_masks(self.masks, sparsity))
+
+    def keep(self, promise: CompileRecipe) -> Masks:
+        """Returns masks that are predicted to be just as fast as a budget of time asks."""
+        return _checked(cut_in_time(self.masks, promise))
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,6 +190,19 @@ def free_mask(name: str, keep: NDArray[np.bool_], digests: Mapping[str, str]) ->
     grid = Geometry(None, None).grid((keep.shape[0], keep.shape[1]))
     dense = np.ones(grid.tiles, np.bool_)
     return from_keep(name, grid, dense, keep, digests=digests, geometry="weight")
+
+
+def asked_of(found: Candidates, recipe: LearnRecipe) -> list[Masks]:
+    """Returns the masks that a recipe asks for: of its budget, or of each of its sparsities.
+
+    Raises:
+        RecipeError: if the masks cannot keep the budget.
+    """
+    if recipe.promise is None:
+        return [found.cut(sparsity) for sparsity in recipe.sparsity]
+    # The recipe refuses a budget of time where there are no tiles.
+    assert isinstance(found, ScoredTiles)
+    return [found.keep(recipe.promise)]
 
 
 def _checked(masks: Masks) -> Masks:

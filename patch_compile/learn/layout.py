@@ -18,6 +18,7 @@ from patch_compile.errors import ModelError, RecipeError
 from patch_compile.learn.linears import Linear, find_linears
 from patch_compile.recipe import LearnRecipe
 from patch_compile.tiles.geometry import Geometry, TileGrid
+from patch_compile.tiles.promise import Promise
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -105,14 +106,14 @@ def layout(
     Args:
         model: the linears' own.
         linears: to be pruned, by the names of their weights.
-        recipe: `tile`, `tie` and `tie_block` are read.
+        recipe: `tile`, `tie` and `tie_block` are read, and `budget` checked.
 
     Returns:
         The layouts by the names of the weights, in the order of `linears`.
 
     Raises:
         RecipeError: if only a part of the weights that a tie binds is to be pruned, or a cut
-            would part a 2:4 group.
+            would part a 2:4 group, or no choice of tiles could keep a budget of time.
         ModelError: if the model has nothing that a tie knows, or its heads do not divide it.
     """
     made = untied(linears, recipe.tile)
@@ -125,6 +126,9 @@ def layout(
                 tied = _tied_heads(bound, linears, _head(model, bound), count)
             made |= tied
             count += tied[bound.columns].grid.tiles[1]
+    if recipe.promise is not None:
+        shapes = [linear.shape for linear in linears.values()]
+        Promise.of(recipe.promise, shapes).check(cut.grid for cut in made.values())
     return made
 
 

@@ -123,7 +123,7 @@ def _nothing(fit: Sequence[str], reasons: Mapping[str, str]) -> str:
     if fit:
         return (
             f"weights | none of {len(fit)} is chosen, e.g. {list(fit[:4])}; "
-            "widen --include or narrow --ignore"
+            "widen --include or narrow --ignore; globs are of whole names, as in '*.mlp.*'"
         )
     found = [f"'{name}' ({reason})" for name, reason in list(reasons.items())[:4]]
     return (

@@ -46,14 +46,19 @@ class LoadedModel:
         self.module.train(False)
 
     @property
+    def masked(self) -> bool:
+        """It fills in hidden tokens (an encoder), rather than predicting the next one."""
+        known = require("transformers", "learn").MODEL_FOR_MASKED_LM_MAPPING
+        return type(self.module) is known.get(type(self.module.config), None)
+
+    @property
     def mask_token(self) -> int | None:
         """What stands for a hidden token in a masked language model; None in a causal one.
 
         Raises:
             ModelError: if the tokenizer of a masked one has none.
         """
-        known = require("transformers", "learn").MODEL_FOR_MASKED_LM_MAPPING
-        if type(self.module) is not known.get(type(self.module.config), None):
+        if not self.masked:
             return None
         token = self.tokenizer.mask_token_id
         if not isinstance(token, int):
@@ -177,7 +182,8 @@ def _module(place: _Place, config: "PretrainedConfig", dtype: str) -> "PreTraine
 def _check_complete(place: _Place, loading: Mapping[str, Any]) -> None:
     # Transformers would go on with random numbers in place of these.
     missing = sorted(loading["missing_keys"])
-    misfits = sorted(str(key[0]) for key in loading["mismatched_keys"])
+    # Transformers 4 lists names, 5 lists names and shapes.
+    misfits = sorted(k if isinstance(k, str) else k[0] for k in loading["mismatched_keys"])
     if missing or misfits:
         raise ModelError(
             f"model '{place.source}' | lacks {len(missing)} weights {missing[:4]}, and "

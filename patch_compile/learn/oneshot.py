@@ -49,6 +49,9 @@ __all__ = [
     "scored_mask",
 ]
 
+# What recipes of one calibration may differ in.
+_OF_A_CUT = ("tile", "tie", "tie_block", "sparsity", "budget")
+
 # What an unstructured method compares the scores of: each weight of a layer with all others
 # (magnitude), with those of its row (Wanda), or of its block of columns (SparseGPT).
 _REGIONS: Mapping[str, Geometry] = {
@@ -73,8 +76,8 @@ def rank_tiles(
     Args:
         model: unchanged afterwards.
         sources: texts to calibrate on; not read for `magnitude` with `error`.
-        recipes: they may differ in `tile`, ties and `sparsity`, and share one calibration,
-            which is most of the time.
+        recipes: they may differ in `tile`, ties, `sparsity` and `budget`, and share one
+            calibration, which is most of the time.
         progress: called with (done, total, what).
 
     Returns:
@@ -127,11 +130,11 @@ def _free(
 def _common(recipes: Sequence[LearnRecipe]) -> LearnRecipe:
     first = recipes[0]
     for recipe in recipes:
-        cut = {name: getattr(first, name) for name in ("tile", "tie", "tie_block", "sparsity")}
+        cut = {name: getattr(first, name) for name in _OF_A_CUT}
         if replace(recipe, **cut) != first:
             raise RecipeError(
                 f"recipes | {recipe} and {first} share no calibration; expected them to "
-                "differ in tile, ties and sparsity alone; learn them apart"
+                "differ in tile, ties, sparsity and budget alone; learn them apart"
             )
     return first
 

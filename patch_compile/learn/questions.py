@@ -4,6 +4,7 @@ B: windows. T: tokens in a window.
 """
 
 from hashlib import blake2b
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,9 +13,9 @@ from numpy.typing import NDArray
 from patch_compile._require import require
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
-__all__ = ["UNASKED", "questions"]
+__all__ = ["UNASKED", "questions", "uncached"]
 
 # Where a loss looks away; torch's own number for it.
 UNASKED = -100
@@ -42,6 +43,17 @@ def questions(ids: "Tensor", mask_token: int | None) -> "tuple[Tensor, Tensor]":
     rows = np.stack([_hidden(row) for row in ids.cpu().numpy()])
     hidden: Any = torch.from_numpy(rows).to(ids.device)
     return ids.masked_fill(hidden, mask_token), ids.masked_fill(~hidden, UNASKED)
+
+
+def uncached(model: "nn.Module") -> dict[str, bool]:
+    """Returns what keeps a model from storing keys and values: nothing, if it never does.
+
+    Args:
+        model: a language model, or one that DDP wraps.
+    """
+    # Encoders of transformers 4 refuse the word.
+    known = signature(getattr(model, "module", model).forward).parameters
+    return {"use_cache": False} if "use_cache" in known else {}
 
 
 def _hidden(row: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -6,6 +6,7 @@ arguments of the Python API; there is no second schema.
 
 from patch_compile.recipe.compiling import CastType, CompileRecipe
 from patch_compile.recipe.learning import LearnRecipe
+from patch_compile.recipe.promise import promise_of
 from patch_compile.recipe.running import (
     BenchRecipe,
     BenchRuntime,
@@ -25,4 +26,5 @@ __all__ = [
     "LearnRecipe",
     "QuantizeRecipe",
     "VerifyRecipe",
+    "promise_of",
 ]

@@ -5,6 +5,8 @@ from typing import Literal, get_args
 
 from patch_compile.errors import RecipeError
 from patch_compile.recipe.checks import check_kinds, within
+from patch_compile.recipe.compiling import CompileRecipe
+from patch_compile.recipe.promise import promise_of
 
 __all__ = ["LearnRecipe"]
 
@@ -41,8 +43,11 @@ class LearnRecipe:
             that go; the new weights are a checkpoint, the masks belong to it.
         select: what ranks tiles: `fisher`, sum of g^2 w^2 over the weights that would go;
             `error`, the sum of the prior's own squared scores; `learned`, a logit a tile.
-            None is `learned` for `patch-tile` and `patch-joint`, else `fisher`.
-        tile: `RxC`, `band:R`, `column:C` or `weight`.
+            By default `learned` for `patch-tile` and `patch-joint`, else `fisher`.
+        tile: how each weight is cut into tiles that are dense or 2:4: `RxC`, R out features
+            by C in features; `band:R`, R by all; `column:C`, all by C; `weight`, all of it,
+            so that whole layers are chosen. Free `RxC` maps rarely leave a piece that is
+            wholly 2:4, as kernels want it; the others do.
         tie: `mlp`, gate and up by rows and down by columns share one choice for each block
             of the inner axis; `heads`, q, k, v by rows and o by columns share one for each
             key-value head. Other weights keep `tile`.
@@ -50,10 +55,14 @@ class LearnRecipe:
         sparsity: zeros over all weights of the pruned linears, 0 to 0.5, or to 1 where zeros
             may be anywhere; several, as in `0.25,0.35`, give a file each; learning aims at
             the largest.
-        samples: calibration windows.
+        budget: in place of a sparsity, the predicted time of the pruned weights on a GPU:
+            `time:1.25x@a100-bf16:16` is 1.25 times as fast as dense at 16 tokens, and
+            `...:16:0.9,2048:0.1` says which share of the time runs of so many tokens take.
+        samples: windows of text that one-shot methods, and starts, take statistics from.
         window: tokens in a window.
         seed: of the order of the text, of the noise and of random starts.
-        include: globs or `re:` patterns of weights to prune; empty takes every linear.
+        include: globs or `re:` patterns of weights to prune, as in `*.mlp.*`; the sparsity
+            is over these. Empty takes every linear.
         ignore: globs or `re:` patterns of weights to leave dense.
         prior: the one-shot method that learning starts from, and that `patch-tile` keeps.
         tile_start: where the logits of learned tiles start: at what going 2:4 costs by
@@ -61,10 +70,11 @@ class LearnRecipe:
         steps: of learning.
         batch: windows in a forward pass.
         accumulate: forward passes in a step.
-        lr: peak learning rate of Adam.
+        lr: peak learning rate of Adam; by default the method's own.
         distill: learn from the dense model's predictions in place of the text's next tokens.
-        density_weight: weight of |density - (1 - sparsity)|, where tiles are learned.
-        norm_weight: weight of the term that keeps large weights.
+        density_weight: weight of |density - (1 - sparsity)|, where tiles are learned; by
+            default the method's own. With a `budget` density is a share of the dense time.
+        norm_weight: weight of the term that keeps large weights; by default the method's own.
         norm_term: `paper`, squared norms over all weights; `code`, the sum of the weights'
             norms, fading out, as PATCH's authors run it.
         precision: of the forward and backward pass; logits and Adam stay fp32.
@@ -82,6 +92,7 @@ class LearnRecipe:
     tie: tuple[Tie, ...] = ()
     tie_block: int = 64
     sparsity: tuple[float, ...] = (0.25,)
+    budget: str | None = None
     samples: int = 16
     window: int = 512
     seed: int = 0
@@ -119,6 +130,7 @@ class LearnRecipe:
         self._check_selection()
         self._check_structure()
         self._check_update()
+        self._check_budget()
 
     def _check_selection(self) -> None:
         wrong = {
@@ -136,7 +148,12 @@ class LearnRecipe:
             )
 
     def _check_structure(self) -> None:
-        if self.structure == "2:4":
+        if self.method == "leap" and self.prior == "descent":
+            raise RecipeError(
+                "prior | is 'descent', which looks for 2:4 patterns, and leap has none; "
+                "choose magnitude, wanda or sparsegpt"
+            )
+        if self.structure == "2:4" and not self.free:
             return
         if self.learns and not self.free:
             raise RecipeError(
@@ -150,9 +167,10 @@ class LearnRecipe:
             )
         given = [name for name in ("select", "tie") if getattr(self, name)]
         if given:
+            other = "another method" if self.method == "leap" else "--structure 2:4"
             raise RecipeError(
                 f"{given[0]} | is {getattr(self, given[0])!r}, and unstructured masks have no "
-                "tiles; leave it out, or choose --structure 2:4"
+                f"tiles; leave it out, or choose {other}"
             )
 
     def _check_update(self) -> None:
@@ -169,6 +187,20 @@ class LearnRecipe:
                 "expected one, run once for each"
             )
 
+    def _check_budget(self) -> None:
+        if self.promise is None:
+            return
+        if self.sparsity != (0.25,):
+            raise RecipeError(f"budget | is given with sparsity {self.sparsity}; choose one")
+        if self.free or self.update:
+            what = "zeros anywhere save no time" if self.free else "--update needs a sparsity"
+            raise RecipeError(f"budget | is '{self.budget}', and {what}; leave it out")
+
+    @property
+    def promise(self) -> CompileRecipe | None:
+        """`budget` as a compiler is asked for it; None without."""
+        return None if self.budget is None else promise_of(self.budget)
+
     @property
     def free(self) -> bool:
         """Zeros may be anywhere: there is neither a pattern nor a tile."""
@@ -183,6 +215,14 @@ class LearnRecipe:
     def aim(self) -> float:
         """The sparsity that learning aims at: less is cut from it, never more."""
         return max(self.sparsity)
+
+    @property
+    def density(self) -> float:
+        """What learning aims to leave: a share of the weights, or of the dense time."""
+        if self.promise is None:
+            return 1.0 - self.aim
+        assert self.promise.times is not None
+        return 1.0 / self.promise.times
 
     @property
     def ranking(self) -> Selection:

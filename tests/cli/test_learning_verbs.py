@@ -62,9 +62,44 @@ def test_cut_lowers_what_learn_wrote(
     assert after.sparsity == pytest.approx(0.2, abs=0.01)
     for name, mask in after.weights.items():
         assert (before.weights[name].dense <= mask.dense).all()
+    assert after.made_by["sparsity"] == after.sparsity
     ran = cli("cut", lower, "--sparsity", "0.3", "-o", tmp_path / "no.json")
     assert ran.code == 1
     assert "a cut only lowers it" in ran.err
+    for wrong in ("-0.1", "nan", "0.7"):
+        ran = cli("cut", lower, "--sparsity", wrong, "-o", tmp_path / "no.json")
+        _refused(ran, f"sparsity | is {wrong}; expected a number from 0.0 to 0.5")
+
+
+def test_a_budget_of_time_is_promised_in_one_line(
+    cli: Cli, llama: Path, text: Path, tmp_path: Path
+) -> None:
+    made, lower = tmp_path / "masks.json", tmp_path / "lower.json"
+    options = ["--tile", "weight", "--samples", "2", "--window", "16"]
+    # So many tokens that even small products are faster 2:4.
+    ran = cli(
+        "learn", llama, "--data", text, *options, "--budget",
+        "time:1.3x@rtx4090-bf16:16384:0.9,65536:0.1", "-o", made,
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    masks = load_masks(made)
+    promised = masks.made_by["budget"]["speedup"]
+    assert promised >= 1.3
+    assert ran.out == (
+        f"7 weights, sparsity {masks.sparsity:.4%}\n"
+        f"predicted {promised:.3f}x as fast as dense on rtx4090-bf16 "
+        "at 16384:0.9,65536:0.1 tokens (asked 1.3x)\n"
+    )
+    ran = cli("cut", made, "--budget", "time:1.1x@rtx4090-bf16:16384", "-o", lower)
+    assert ran.code == 0, ran.err
+    assert "(asked 1.1x)" in ran.out
+    assert load_masks(lower).sparsity < masks.sparsity
+    ran = cli("cut", made, "--sparsity", "0.1", "-o", lower)
+    assert "budget" not in load_masks(lower).made_by
+    for wrong in ([], ["--sparsity", "0.1", "--budget", "time:1.1x@rtx4090-bf16:16384"]):
+        ran = cli("cut", made, *wrong, "-o", lower)
+        assert ran.code == 1
+        assert ran.err.startswith("patch-compile: cut | needs one of --sparsity and --budget")
 
 
 def test_both_texts_are_learned_from(
@@ -170,6 +205,9 @@ def test_two_processes_are_one_with_two_passes_a_step(
         (["--update", "true"], "update | is asked of method 'topk-ste'"),
         (["--checkpoint", "new"], "checkpoint | is 'new', and no weight changes"),
         (["--data", "hf:"], "text 'hf:' | names no data set"),
+        (["--budget", "1.2x"], "budget | is '1.2x'; expected time:TIMESx@TARGET:TOKENS"),
+        (["--method", "leap", "--prior", "descent"], "prior | is 'descent', which looks for"),
+        (["--method", "leap", "--select", "fisher"], "select | is 'fisher', and unstructured"),
     ],
 )
 def test_bad_options_are_told_in_one_line(
@@ -240,6 +278,33 @@ def test_masks_of_another_model_are_told_in_one_line(
 def test_an_update_needs_a_folder(cli: Cli, llama: Path, text: Path) -> None:
     ran = cli("learn", llama, "--data", text, "--method", "sparsegpt", "--update")
     _refused(ran, "checkpoint | is missing, and --update makes new weights")
+
+
+@pytest.mark.parametrize("flags", [["--resume"], ["--tensorboard"], ["--run", "folder"]])
+def test_runs_are_of_methods_that_learn(
+    cli: Cli, llama: Path, text: Path, flags: list[str]
+) -> None:
+    ran = cli("learn", llama, "--data", text, *flags)
+    _refused(ran, f"{flags[0][2:]} | is asked of method 'wanda', which takes no steps")
+
+
+@pytest.mark.parametrize("place", ["folder", "masks.npz", "file/masks.json"])
+def test_a_place_that_cannot_be_written_is_told_before_anything_slow(
+    cli: Cli, tmp_path: Path, place: str
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("", "utf-8")
+    ran = cli("learn", tmp_path / "no model", *LEARN, "-o", tmp_path / place)
+    said = "cannot be written" if "/" in place else "expected a name in .json"
+    _refused(ran, said)
+
+
+def test_a_run_s_folder_that_is_a_file_is_told(
+    cli: Cli, llama: Path, text: Path, tmp_path: Path
+) -> None:
+    options = [*LEARN, "--steps", "1", "--run", text, "-o", tmp_path / "m.json"]
+    ran = cli("learn", llama, "--data", text, *options)
+    _refused(ran, "is a file; expected a folder, which learning makes")
 
 
 def test_an_empty_text_is_told_in_one_line(cli: Cli, llama: Path, tmp_path: Path) -> None:

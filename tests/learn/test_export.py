@@ -139,7 +139,8 @@ def test_second_export_has_the_same_bytes_and_is_silent(
     assert {record.name.partition(".")[0] for record in caplog.records} == {"patch_compile"}
     names = sorted(path.name for path in first.parent.iterdir())
     assert names == sorted(path.name for path in second.parent.iterdir())
-    assert names == [
+    # Transformers 4 writes one more.
+    assert [name for name in names if name != "special_tokens_map.json"] == [
         "config.json",
         "model.onnx",
         "model.onnx.data",
@@ -164,7 +165,7 @@ def test_configuration_beside_the_model_is_the_models(
 ) -> None:
     model, path = exported
     config = json.loads((path.parent / "config.json").read_text("utf-8"))
-    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]
+    assert config["rope_theta"] == config.get("rope_parameters", config)["rope_theta"]
     assert config["use_cache"] is True
     assert model.module.config.use_cache is True
 

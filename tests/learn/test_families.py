@@ -7,13 +7,16 @@ import numpy as np
 import pytest
 import torch
 
+from patch_compile.compiler import compile_model
 from patch_compile.errors import ModelError
 from patch_compile.learn.calibrate import calibrate
+from patch_compile.learn.export import export_onnx
 from patch_compile.learn.linears import prunable
 from patch_compile.learn.model import load_model, save_checkpoint
 from patch_compile.learn.questions import questions
 from patch_compile.learn.training.learned import learn_gates
-from patch_compile.recipe import LearnRecipe
+from patch_compile.recipe import CompileRecipe, ExportRecipe, LearnRecipe, VerifyRecipe
+from patch_compile.verification import verify
 from tests.learn.tiny import one_shot, random_ids, tiny_config, tiny_model, write_text
 
 # What is pruned of a layer, and of the ends of the model.
@@ -23,6 +26,10 @@ LINEARS = {
     "qwen3": (7, 0),
     "mistral": (7, 0),
     "gemma": (7, 0),
+    "gemma2": (7, 0),
+    "gemma3": (7, 0),
+    # q, k and v are one weight, gate and up another.
+    "phi3": (4, 0),
     # q, k and v are one weight.
     "gpt2": (4, 0),
     "opt": (6, 0),
@@ -66,6 +73,24 @@ def test_tied_weights_and_heads_are_left_alone(kind: str) -> None:
     for name, linear in prunable(model).items():
         assert linear.weight is not embedding, name
         assert linear.module is not model.get_output_embeddings(), name
+
+
+@pytest.mark.parametrize("kind", LINEARS)
+def test_masks_of_every_family_go_all_the_way(kind: str, text: Path, tmp_path: Path) -> None:
+    """Learned, exported, compiled and verified on ONNX Runtime."""
+    # Its layers are of two kinds.
+    model = tiny_model(kind, layers=2 if kind == "gemma2" else 1)
+    recipe = LearnRecipe(method="topk-ste", steps=2, holdout=2, **SMALL)
+    masks = learn_gates(model, [text], recipe, tmp_path / "run").cut(0.3)
+    onnx = export_onnx(model, tmp_path / "model.onnx", ExportRecipe(), masks)
+    compiled = compile_model(onnx, masks, CompileRecipe(min_gain=0.0))
+    lowerings = {w.masks[0]: w.lowering for w in compiled.report.weights}
+    bound = {name for weight in compiled.report.weights for name in weight.masks}
+    assert bound == set(masks.weights)
+    assert set(lowerings.values()) & {"columns", "branches", "sink-order"}
+    found = verify(onnx, compiled.save(tmp_path / "out"), masks, VerifyRecipe())
+    assert found.passed, found.to_json()
+    assert found.unapplied == {}
 
 
 def test_an_encoder_is_loaded_with_its_masked_head(tmp_path: Path) -> None:

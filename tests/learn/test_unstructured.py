@@ -130,6 +130,22 @@ def test_contradictions_are_refused(options: dict[str, Any], message: str) -> No
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"prior": "descent"}, "prior | is 'descent', which looks for 2:4 patterns"),
+        ({"select": "fisher"}, "select | is 'fisher', and unstructured masks have no tiles"),
+        ({"tie": ("mlp",)}, "tie | is ('mlp',), and unstructured masks have no tiles"),
+    ],
+)
+def test_leap_refuses_what_has_patterns_and_tiles(
+    options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(RecipeError) as caught:
+        LearnRecipe(method="leap", **options)
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
         ({"method": "wanda"}, "update | is asked of method 'wanda'"),
         ({"sparsity": (0.2, 0.3)}, "sparsity | is (0.2, 0.3), and --update makes new weights"),
     ],

@@ -40,6 +40,18 @@ def tiny_config(kind: str, layers: int = 2) -> Any:
         return transformers.MistralConfig(**_LLAMA, num_hidden_layers=layers)
     if kind == "gemma":
         return transformers.GemmaConfig(**_LLAMA, head_dim=16, num_hidden_layers=layers)
+    if kind == "gemma2":
+        # Capped logits, and every other layer sees a window.
+        return transformers.Gemma2Config(
+            **_LLAMA, head_dim=16, num_hidden_layers=layers, sliding_window=8
+        )
+    if kind == "gemma3":
+        return transformers.Gemma3TextConfig(
+            **_LLAMA, head_dim=16, num_hidden_layers=layers, sliding_window=8
+        )
+    if kind == "phi3":
+        # q, k and v are one weight, gate and up another.
+        return transformers.Phi3Config(**_LLAMA, num_hidden_layers=layers, pad_token_id=0)
     if kind == "gpt2":
         return transformers.GPT2Config(
             **_SHAPE, n_embd=64, n_layer=layers, n_head=4, n_positions=64

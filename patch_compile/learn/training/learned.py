@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, parse_flag_from_env
+from numpy.typing import NDArray
 
 from patch_compile.errors import RecipeError
 from patch_compile.io.digests import digests
@@ -44,6 +45,9 @@ from patch_compile.tiles.pattern import pack_keep
 from patch_compile.tiles.weight_mask import WeightMask
 
 __all__ = ["learn_gates"]
+
+# Deviations from 0 beyond which prices are equal: of a large tile, float32 holds them.
+_DEAREST = 60.0
 
 # These cut the gates' logits up; checkpoints and masks are written of whole ones.
 _SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
@@ -185,10 +189,8 @@ def _start(
         return _Start(gates, moment, None, chosen)
     gates, prior = tiled_gates(linears, statistics, recipe, chosen.pattern, moment, cuts)
     if not gates:
-        raise RecipeError(
-            f"sparsity | {recipe.aim:g} leaves every tile dense, nothing to learn; "
-            "ask for more"
-        )
+        asked = f"sparsity | {recipe.aim:g}" if recipe.budget is None else "budget | it"
+        raise RecipeError(f"{asked} leaves every tile dense, nothing to learn; ask for more")
     return _Start(gates, moment, prior, chosen)
 
 
@@ -220,12 +222,14 @@ def _trainer(
 def _penalties(linears: Mapping[str, Linear], start: _Start, recipe: LearnRecipe) -> Penalties:
     gates = start.gates
     learned = all(gate.learns_tiles for gate in gates.values())
+    timed = learned and recipe.promise is not None
     return Penalties(
         density=start.settings.density_weight if learned else 0.0,
         norm=start.settings.norm_weight,
         variant=recipe.norm_term,
-        target=1.0 - recipe.aim,
-        size=sum(linears[name].weight.numel() for name in gates),
+        target=recipe.density,
+        # The gains of a budget of time are shares of the whole.
+        size=1 if timed else sum(linears[name].weight.numel() for name in gates),
         squares={name: float(linears[name].weight.float().square().sum()) for name in gates},
     )
 
@@ -287,11 +291,20 @@ def _candidates(
         return FreeWeights(
             [_free(linears[name], gate) for name, gate in start.gates.items()], description
         )
+    unit = _deviation(start.gates)
     weights = {
-        name: _hardened(mask, start.gates.get(name))
+        name: _hardened(mask, start.gates.get(name), unit)
         for name, mask in start.prior.weights.items()
     }
     return ScoredTiles(Masks(weights, description))
+
+
+def _deviation(gates: Mapping[str, Gate]) -> float | None:
+    """Returns the standard deviation of all tile logits; None where tiles are set."""
+    if not all(gate.learns_tiles for gate in gates.values()):
+        return None
+    logits = torch.cat([gate.logits.detach().flatten() for gate in gates.values()])
+    return max(float(logits.double().std(correction=0)), 1e-12)
 
 
 def _free(linear: Linear, gate: Gate) -> FreeWeight:
@@ -299,14 +312,31 @@ def _free(linear: Linear, gate: Gate) -> FreeWeight:
     return FreeWeight(linear.name, logits, digests(linear.array()))
 
 
-def _hardened(mask: WeightMask, gate: Gate | None) -> WeightMask:
-    """Gives a one-shot mask the pattern that was learned, and its tiles' logits as scores."""
+def _hardened(mask: WeightMask, gate: Gate | None, unit: float | None) -> WeightMask:
+    """Gives a one-shot mask the pattern that was learned, and prices for its tiles' logits.
+
+    Args:
+        mask: all 2:4.
+        gate: of its weight; None where nothing was learned, for tiles were set dense or going
+            2:4 would save no time.
+        unit: deviation of the logits, where tiles were learned.
+    """
     if gate is None:
-        return mask
+        return mask if unit is None else replace(mask, scores=_priced(mask, np.inf))
     keep = gate.pattern.hard(gate.stored.detach()).cpu().numpy()
     packed = pack_keep(keep)
     scores = gate.logits.detach().cpu().numpy()
-    if gate.learns_tiles:
-        # A budget takes the least score per zero: that of a logit must be the logit.
-        scores = (scores * (mask.grid.areas // 2)).astype(np.float32)
+    if unit is not None:
+        scores = _priced(mask, scores / unit)
     return replace(mask, bits=lambda: packed, scores=scores)
+
+
+def _priced(mask: WeightMask, raised: Any) -> NDArray[np.float32]:
+    """Returns exp(logit / deviation) for every zero of a tile, float32 (R, C).
+
+    Logits start as logarithms of costs, in this unit: budgets rank by price for what a tile
+    gains, and add prices up, so that they must be positive.
+    """
+    price = np.exp(np.clip(raised, -_DEAREST, _DEAREST))
+    priced: NDArray[np.float32] = (price * (mask.grid.areas // 2)).astype(np.float32)
+    return priced

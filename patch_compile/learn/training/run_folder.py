@@ -145,6 +145,10 @@ class RunFolder:
             return json.loads((self.path / "state.json").read_text("utf-8"))
         except FileNotFoundError:
             return None
+        except NotADirectoryError as error:
+            raise RecipeError(
+                f"run '{self.path}' | is a file; expected a folder, which learning makes"
+            ) from error
         except (OSError, ValueError) as error:
             raise RecipeError(
                 f"run '{self.path}' | has a state.json that cannot be read: {error}; start "

@@ -4,6 +4,7 @@ N: out features. K: in features. R, C: tiles along N and K.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,13 @@ from patch_compile.learn.calibrate import Statistics
 from patch_compile.learn.layout import Layout, untied
 from patch_compile.learn.linears import Linear
 from patch_compile.learn.oneshot import evidence_of, scored_mask
-from patch_compile.learn.scores import COSTS, SALIENCIES, Evidence, needs_fisher
+from patch_compile.learn.scores import (
+    COSTS,
+    FREE_SALIENCIES,
+    SALIENCIES,
+    Evidence,
+    needs_fisher,
+)
 from patch_compile.learn.training.gate import Gate, Moment, Tied
 from patch_compile.learn.training.noise import Draw
 from patch_compile.learn.training.patterns import Pattern
@@ -25,6 +32,7 @@ from patch_compile.recipe import LearnRecipe
 from patch_compile.tiles.cut import cut_masks
 from patch_compile.tiles.geometry import TileGrid
 from patch_compile.tiles.masks import Masks
+from patch_compile.tiles.promise import Promise, cut_in_time
 from patch_compile.tiles.weight_mask import WeightMask
 
 __all__ = ["free_gates", "tiled_gates"]
@@ -71,8 +79,7 @@ def tiled_gates(
         known = digests(evidence.weight)
         masks.append(scored_mask(linear, layouts[name], keep, scores, known))
     prior = Masks({mask.name: mask for mask in masks})
-    build = _learned if recipe.ranking == "learned" else _set
-    tiles = build(prior, recipe)
+    tiles = _learned(prior, recipe) if recipe.ranking == "learned" else _set(prior, recipe)
     gates = {
         name: Gate(
             name, prior.weights[name].grid, pattern, moment, stored=stored[name], **given
@@ -97,8 +104,9 @@ def _scores(
 
 
 def _set(prior: Masks, recipe: LearnRecipe) -> dict[str, dict[str, Any]]:
-    """Sets the tiles once, at the sparsity that learning aims at."""
-    chosen = cut_masks(prior, recipe.aim)
+    """Sets the tiles once, at the sparsity or the time that learning aims at."""
+    promise = recipe.promise
+    chosen = cut_masks(prior, recipe.aim) if promise is None else cut_in_time(prior, promise)
     return {
         name: {"tiles": _tensor(_scores_of(mask)), "dense": torch.from_numpy(mask.dense)}
         for name, mask in chosen.weights.items()
@@ -108,19 +116,69 @@ def _set(prior: Masks, recipe: LearnRecipe) -> dict[str, dict[str, Any]]:
 
 def _learned(prior: Masks, recipe: LearnRecipe) -> dict[str, dict[str, Any]]:
     """Starts tile logits, N(0, 0.014) or by cost, 0 at the budget's own threshold."""
-    start = _random if recipe.tile_start == "random" else _by_cost
+    budget = _budget(prior, recipe)
+    masks = [prior.weights[name] for name in budget.gains]
+    if recipe.tile_start == "random":
+        start = _random(masks, recipe)
+    else:
+        start = _by_cost(masks, budget)
     shared: dict[str, Parameter] = {}
+    # Zeros are counted by the gates themselves.
+    timed = recipe.promise is not None
     return {
-        name: {"tiles": logits if mask.ties is None else _tied(mask, logits, shared)}
-        for (name, mask), logits in zip(
-            prior.weights.items(), start(prior, recipe), strict=True
-        )
+        mask.name: {
+            "tiles": logits if mask.ties is None else _tied(mask, logits, shared),
+            "gains": _tensor(budget.gains[mask.name]) if timed else None,
+        }
+        for mask, logits in zip(masks, start, strict=True)
     }
 
 
-def _random(prior: Masks, recipe: LearnRecipe) -> list[Tensor]:
+@dataclass(frozen=True, eq=False)
+class _Budget:
+    """What tiles count for while they are learned.
+
+    Attributes:
+        gains: of every weight that can gain, float64 (R, C): zeros, or shares of the time.
+        share: of all gains that is wanted.
+    """
+
+    gains: Mapping[str, NDArray[np.float64]]
+    share: float
+
+
+def _budget(prior: Masks, recipe: LearnRecipe) -> _Budget:
+    if recipe.promise is None:
+        zeros = {
+            name: (mask.grid.areas // 2).astype(np.float64)
+            for name, mask in prior.weights.items()
+        }
+        return _Budget(zeros, 2 * recipe.aim)
+    shapes = [mask.shape for mask in prior.weights.values()]
+    promise = Promise.of(recipe.promise, shapes)
+    gains = promise.gains(prior)
+    whole = sum(float(gain.sum()) for gain in gains.values())
+    return _Budget(_able(prior, gains), promise.least / max(whole, promise.least))
+
+
+def _able(
+    prior: Masks, gains: Mapping[str, NDArray[np.float64]]
+) -> dict[str, NDArray[np.float64]]:
+    """Leaves out weights that gain nothing, and are tied to none that does."""
+    masks = {name: mask for name, mask in prior.weights.items() if gains[name].any()}
+    tied = {
+        int(number) for m in masks.values() if m.ties is not None for number in m.ties.flat
+    }
+    return {
+        name: gains[name]
+        for name, mask in prior.weights.items()
+        if name in masks or (mask.ties is not None and int(mask.ties.flat[0]) in tied)
+    }
+
+
+def _random(masks: Sequence[WeightMask], recipe: LearnRecipe) -> list[Tensor]:
     logits = []
-    for name, mask in prior.weights.items():
+    for name, mask in ((mask.name, mask) for mask in masks):
         if mask.ties is None:
             logits.append(_noise(mask.grid.tiles, recipe, f"{name}/tiles"))
         else:
@@ -129,30 +187,31 @@ def _random(prior: Masks, recipe: LearnRecipe) -> list[Tensor]:
     return logits
 
 
-def _by_cost(prior: Masks, recipe: LearnRecipe) -> list[Tensor]:
-    masks = list(prior.weights.values())
-    prices = [np.log(price + 1e-30) for price in _prices(masks)]
+def _by_cost(masks: Sequence[WeightMask], budget: _Budget) -> list[Tensor]:
+    gains = [budget.gains[mask.name] for mask in masks]
+    prices = [np.log(price + 1e-30) for price in _prices(masks, gains)]
     every = np.concatenate([price.ravel() for price in prices])
-    areas = np.concatenate([mask.grid.areas.ravel() for mask in masks])
-    # A budget counts weights: a large tile takes more of it than a small one.
-    middle = np.quantile(every, min(1.0, 2 * recipe.aim), weights=areas, method="inverted_cdf")
+    # A large tile takes more of a budget than a small one.
+    weights = np.concatenate([gain.ravel() for gain in gains])
+    share = min(1.0, budget.share)
+    middle = np.quantile(every, share, weights=weights, method="inverted_cdf")
     unit = _STRENGTH * _DEVIATION / max(float(every.std()), 1e-6)
     return [_tensor(unit * (price - middle)) for price in prices]
 
 
-def _prices(masks: Sequence[WeightMask]) -> list[NDArray[np.float64]]:
-    """Returns the cost per zero of each tile, (R, C), or of all that it is tied to."""
+def _prices(
+    masks: Sequence[WeightMask], gains: Sequence[NDArray[np.float64]]
+) -> list[NDArray[np.float64]]:
+    """Returns the cost per gain of each tile, (R, C), or of all that it is tied to."""
     count = 1 + max((int(m.ties.max()) for m in masks if m.ties is not None), default=0)
-    cost, zeros = np.zeros((2, count))
-    for mask in masks:
+    cost, whole = np.zeros((2, count))
+    for mask, gain in zip(masks, gains, strict=True):
         if mask.ties is not None:
             np.add.at(cost, mask.ties, _scores_of(mask))
-            np.add.at(zeros, mask.ties, mask.grid.areas // 2)
+            np.add.at(whole, mask.ties, gain)
     return [
-        _scores_of(mask) / (mask.grid.areas // 2)
-        if mask.ties is None
-        else cost[mask.ties] / zeros[mask.ties]
-        for mask in masks
+        _scores_of(mask) / gain if mask.ties is None else cost[mask.ties] / whole[mask.ties]
+        for mask, gain in zip(masks, gains, strict=True)
     ]
 
 
@@ -188,9 +247,8 @@ def free_gates(
     """
     gates = {}
     for name, linear in linears.items():
-        saliency = torch.from_numpy(
-            SALIENCIES[recipe.saliency](evidence_of(linear, statistics))
-        )
+        evidence = evidence_of(linear, statistics)
+        saliency = torch.from_numpy(FREE_SALIENCIES[recipe.saliency](evidence))
         lost = round(recipe.aim * linear.shape[1])
         rank = saliency.argsort(dim=1, stable=True).argsort(dim=1)
         side = torch.where(rank < lost, -1.0, 1.0)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from patch_compile.errors import ModelError
-from patch_compile.learn.questions import questions
+from patch_compile.learn.questions import questions, uncached
 from patch_compile.learn.training.gate import Gate, Moment, parameters_of
 from patch_compile.learn.training.noise import Draw
 from patch_compile.learn.training.objective import Penalties, language_loss
@@ -167,7 +167,7 @@ class Trainer:
     def _logits_of(self, ids: Tensor) -> Tensor:
         kind = self.accelerator.device.type
         with torch.autocast(kind, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
-            logits: Tensor = self.model(input_ids=ids, use_cache=False).logits
+            logits: Tensor = self.model(input_ids=ids, **uncached(self.model)).logits
         return logits
 
     @contextmanager

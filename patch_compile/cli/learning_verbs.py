@@ -1,0 +1,158 @@
+"""The verbs `learn` and `cut`: each parses, calls the API, prints."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from patch_compile import api
+from patch_compile.cli.console import out, progress_bar, say
+from patch_compile.errors import RecipeError
+from patch_compile.io.load_masks import load_masks
+from patch_compile.io.masks_file import check_place, save_masks
+from patch_compile.recipe import LearnRecipe, promise_of
+from patch_compile.recipe.checks import within
+from patch_compile.tiles.cut import cut_masks
+from patch_compile.tiles.masks import Masks
+from patch_compile.tiles.promise import cut_in_time
+
+__all__ = ["cut", "learn"]
+
+_LEARN = LearnRecipe()
+_Output = Annotated[Path, Parameter(alias="-o")]
+
+
+def learn(
+    model: str,
+    /,
+    *,
+    data: tuple[str, ...] = (),
+    output: _Output = Path("masks.json"),
+    run: Path | None = None,
+    resume: Annotated[bool, Parameter(negative="")] = False,
+    tensorboard: Annotated[bool, Parameter(negative="")] = False,
+    checkpoint: Path | None = None,
+    recipe: Annotated[LearnRecipe, Parameter(name="*")] = _LEARN,
+) -> None:
+    """Make masks for MODEL: 2:4 patterns, and which tiles take them.
+
+    `magnitude`, `wanda`, `sparsegpt` and `descent` take one pass over a little text. The
+    other methods start from one of those (`--prior`) and learn for `--steps`; what they have
+    learned is kept in a folder, from which `--resume` goes on. Masks of less sparsity are cut
+    from masks of more by `cut`.
+
+    Baselines: `--tile weight` chooses whole layers, each all dense or all 2:4;
+    `--include '*.mlp.*' --sparsity 0.5` is 2:4 in the MLPs alone; `--method leap` and
+    `--structure unstructured` put zeros anywhere.
+
+    Args:
+        model: a causal or masked language model: a Hugging Face directory, a hub id, or a
+            GGUF file.
+        data: text to calibrate on and to learn from: UTF-8, .jsonl with a `text` field, or a
+            data set as hf:NAME:CONFIG:SPLIT, streamed; may be given several times. No window
+            is learned from twice: steps x batch x accumulate + holdout of them are needed.
+        output: masks.json; its arrays go beside it. Of several sparsities, each gets a file:
+            masks-0.25.json.
+        run: folder of a learning method's checkpoints and log.csv; by default OUTPUT's name
+            with .run.
+        resume: go on from the checkpoint in the run's folder.
+        tensorboard: write the log into the run's folder for TensorBoard too.
+        checkpoint: folder for the model whose weights --update changed; the masks are for it.
+    """
+    asked = {"run": run is not None, "resume": resume, "tensorboard": tensorboard}
+    _check_run(recipe, [name for name, given in asked.items() if given])
+    check_place(output)
+    folder = run or output.with_suffix(".run")
+    try:
+        with progress_bar() as progress:
+            found = api.learn_candidates(
+                model,
+                data,
+                recipe,
+                run=folder,
+                resume=resume,
+                tensorboard=tensorboard,
+                checkpoint=checkpoint,
+                progress=progress if _first_process() else None,
+            )
+    except KeyboardInterrupt:
+        if (folder / "state.json").exists():
+            say(f"'{folder}' | keeps what was learned so far; go on with --resume")
+        raise
+    if checkpoint is not None and _first_process():
+        say(f"wrote {checkpoint}")
+    if not _first_process():
+        return
+    several = len(recipe.sparsity) > 1
+    for sparsity, masks in zip(recipe.sparsity, api.asked_masks(found, recipe), strict=True):
+        path = _numbered(output, sparsity) if several else output
+        _save(masks, path, "" if recipe.budget else f" (asked {sparsity:.2%})")
+
+
+def _check_run(recipe: LearnRecipe, asked: list[str]) -> None:
+    """Refuses what only a run can do, for methods that are done in one go."""
+    if asked and not recipe.learns:
+        raise RecipeError(
+            f"{asked[0]} | is asked of method '{recipe.method}', which takes no steps and "
+            "keeps no run; leave it out, or choose a method that learns"
+        )
+
+
+def _save(masks: Masks, path: Path, asked: str = "") -> None:
+    save_masks(replace(masks, made_by={**masks.made_by, "sparsity": masks.sparsity}), path)
+    out.print(f"{len(masks.weights)} weights, sparsity {masks.sparsity:.4%}{asked}")
+    budget = masks.made_by.get("budget")
+    if budget is not None:
+        tokens = ",".join(budget["tokens"])
+        out.print(
+            f"predicted {budget['speedup']:.3f}x as fast as dense on {budget['target']} at "
+            f"{tokens} tokens (asked {budget['asked']})"
+        )
+    say(f"wrote {path}")
+
+
+def _first_process() -> bool:
+    """Tells, under torchrun or accelerate launch, which of the processes speaks and writes."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _numbered(path: Path, sparsity: float) -> Path:
+    return path.with_name(f"{path.stem}-{sparsity:g}{path.suffix}")
+
+
+def cut(
+    masks: Path,
+    /,
+    *,
+    sparsity: float | None = None,
+    budget: str | None = None,
+    output: _Output = Path("masks.json"),
+) -> None:
+    """Make tiles of MASKS dense again, dearest by score first; nothing is learned.
+
+    Give the sparsity that is to be left, or the predicted time.
+
+    Args:
+        masks: masks.json with scores, as `learn` writes them, of any method that has tiles.
+        sparsity: zeros over all weights, 0 to that of MASKS.
+        budget: predicted time of the masked weights on a GPU, as in `time:1.25x@a100-bf16:16`,
+            1.25 times as fast as dense at 16 tokens; of free tiles, rows and columns of them
+            that are wholly 2:4 count.
+        output: masks.json; its arrays go beside it.
+    """
+    if (sparsity is None) == (budget is None):
+        raise RecipeError(
+            "cut | needs one of --sparsity and --budget, as in --sparsity 0.2 or "
+            "--budget time:1.25x@a100-bf16:16"
+        )
+    if sparsity is not None:
+        within("sparsity", sparsity, 0.0, 0.5)
+    before = load_masks(masks)
+    if sparsity is not None:
+        # What an earlier cut promised is not kept by this one.
+        made_by = {name: value for name, value in before.made_by.items() if name != "budget"}
+        _save(cut_masks(replace(before, made_by=made_by), sparsity), output)
+    elif budget is not None:
+        _save(cut_in_time(before, promise_of(budget)), output)
