@@ -14,6 +14,7 @@ from patch_compile.names import chosen
 from patch_compile.passes.binding import Binding, bind, in_features
 from patch_compile.passes.pipeline import inline
 from patch_compile.passes.sites import Refusal, Site, find_sites
+from patch_compile.passes.structure import find_structure
 from patch_compile.recipe import CompileRecipe
 from patch_compile.tiles.cut import cut_masks
 from patch_compile.tiles.geometry import Geometry
@@ -51,24 +52,28 @@ def bind_masks(
         bindings, left_alone = bind(sites, refusals, kept)
     left_out = dict.fromkeys(known.weights.keys() - set(wanted), "left out by the recipe")
     left_alone |= dict(sorted(left_out.items()))
-    bindings, kept = _within_budget(bindings, kept, recipe)
+    bindings, kept = _within_budget(model, bindings, kept, recipe)
     return bindings, left_alone | _unmasked(sites, refusals, bindings), kept
 
 
 def _within_budget(
-    bindings: list[Binding], masks: Masks, recipe: CompileRecipe
+    model: ir.Model, bindings: list[Binding], masks: Masks, recipe: CompileRecipe
 ) -> tuple[list[Binding], Masks]:
     """Makes tiles dense as the recipe's budget says; its outcome joins `made_by`."""
     cost = cost_of(recipe, shapes(bindings))
     facts: dict[str, float] = {}
-    if recipe.sparsity is not None:
+    if not recipe.budgeted:
+        return bindings, masks
+    # A forced form leaves nothing to choose by time.
+    if cost is None or recipe.lowering != "auto":
+        assert recipe.sparsity is not None
         chosen_masks = dict(cut_masks(masks, recipe.sparsity).weights)
-    elif cost is not None and (recipe.speedup or recipe.max_loss is not None):
-        found = meet_budget({b.site.name: b.masks for b in bindings}, recipe, cost)
+    else:
+        structure = find_structure(model, [b.site for b in bindings])
+        weights = {b.site.name: b.masks for b in bindings}
+        found = meet_budget(weights, structure, recipe, cost)
         chosen_masks = {**masks.weights, **found.masks}
         facts = {"saved": found.gain, "loss": found.loss, "gap": found.gap}
-    else:
-        return bindings, masks
     cut = [replace(b, masks=tuple(chosen_masks[m.name] for m in b.masks)) for b in bindings]
     return cut, Masks(
         chosen_masks, {**masks.made_by, "budget": facts} if facts else masks.made_by

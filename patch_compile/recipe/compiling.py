@@ -47,7 +47,7 @@ class CompileRecipe:
         tokens: what the time of a target is made of: tokens a run and the share of the dense
             model's time that they take, as in `16:0.9,2048:0.1`; without shares, equal ones.
         sparsity: make tiles dense, dearest by score first, until this share of zeros, 0 to
-            0.5, is left.
+            0.5, is left; with a target, this share where the plan makes time of it.
         speedup: with a target, make tiles dense, at the least loss by score, while the masked
             weights are predicted this many times as fast as dense, as in `1.25x`.
         max_loss: with a target, take the tiles that save most time while their scores, the
@@ -99,6 +99,11 @@ class CompileRecipe:
                 f"{by_time[0].replace('_', '-')} | counts predicted time, and no target is "
                 "given; add --target, as in a100-bf16"
             )
+
+    @property
+    def budgeted(self) -> bool:
+        """Whether tiles are to be made dense until a budget is met."""
+        return any(x is not None for x in (self.sparsity, self.speedup, self.max_loss))
 
     @property
     def times(self) -> float | None:

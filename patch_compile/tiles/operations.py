@@ -11,6 +11,7 @@ from patch_compile.tiles.cost import Cost
 from patch_compile.tiles.plan import (
     GroupPlan,
     Piece,
+    Plan,
     Role,
     Span,
     WeightPlan,
@@ -24,6 +25,7 @@ __all__ = [
     "in_order",
     "of_group",
     "of_pieces",
+    "of_plan",
     "price",
     "products",
     "shared_order",
@@ -108,6 +110,14 @@ def of_group(group: GroupPlan, plans: Sequence[WeightPlan]) -> Operations:
         return products + Operations(_products(last.pieces), (), (last.shape[0],))
     gathered = Operations(moved=(rows[0].shape[0],))
     return products + gathered + _joined(last)
+
+
+def of_plan(plan: Plan) -> Operations:
+    """The bill of all weights of a plan, those of a group together."""
+    alone = {weight.weight: weight for weight in plan.weights}
+    bills = [of_group(group, [alone.pop(n) for n in group.weights]) for group in plan.groups]
+    bills += [of_pieces(weight.shape, weight.pieces) for weight in alone.values()]
+    return sum(bills, Operations())
 
 
 def stacked(plans: Sequence[WeightPlan]) -> tuple[Piece, ...]:

@@ -15,7 +15,11 @@ from patch_compile.tiles.cost import MultiplyAdds
 from patch_compile.tiles.geometry import Geometry
 from patch_compile.tiles.operations import price
 from patch_compile.tiles.planner import plan_weight
-from patch_compile.tiles.time_budget import Option, choose, meet_budget
+from patch_compile.tiles.blocks import Block, Structure
+from patch_compile.tiles.groups import plan_weights
+from patch_compile.tiles.menus import Option
+from patch_compile.tiles.operations import of_plan
+from patch_compile.tiles.time_budget import choose, meet_budget
 from patch_compile.tiles.time_cost import TimeCost, cost_of
 from patch_compile.tiles.weight_mask import WeightMask
 from tests.support import random_mask, random_weight
@@ -63,7 +67,7 @@ def test_least_loss_for_a_speedup_is_that_of_every_choice_of_bands(
     # Scores that fall along N: the best bands lie together, as prefixes by score do.
     weights = {n: scored(n, "band:1024", np.sort(rng.random(4))) for n in ("a", "b")}
     cost = costs(recipe, 2)
-    found = meet_budget({n: [m] for n, m in weights.items()}, recipe, cost)
+    found = meet_budget({n: [m] for n, m in weights.items()}, Structure(), recipe, cost)
     best = float("inf")
     for chosen in product(product([False, True], repeat=4), repeat=2):
         trial = {
@@ -84,9 +88,9 @@ def test_the_choice_of_options_is_that_of_brute_force(seed: int) -> None:
     rng = np.random.default_rng(seed)
     menu = [
         [
-            Option(0.0, 0.0, {}),
+            Option(0.0, 0.0, 0, {}),
             *(
-                Option(float(gain), float(loss), {})
+                Option(float(gain), float(loss), 0, {})
                 for gain, loss in rng.random((rng.integers(1, 5), 2))
             ),
         ]
@@ -119,7 +123,7 @@ def test_more_loss_buys_more_time(tile: str) -> None:
             target="a100-bf16", tokens=("2048",), max_loss=most + 1e-6, min_gain=0.0
         )
         cost = costs(recipe, 4)
-        found = meet_budget(weights, recipe, cost)
+        found = meet_budget(weights, Structure(), recipe, cost)
         assert found.loss <= most + 1e-5
         saved = 1 - time_of(dict(found.masks), recipe, cost)
         assert saved >= found.gain - 1e-9
@@ -135,7 +139,7 @@ def test_tied_tiles_stay_together() -> None:
     scores = {"gate": [1.0, 1, 1, 9], "up": [1.0, 1, 9, 1]}
     weights = {n: [scored(n, "band:1024", s, ties)] for n, s in scores.items()}
     recipe = CompileRecipe(target="a100-bf16", tokens=("8192",), max_loss=7.0, min_gain=0.0)
-    found = meet_budget(weights, recipe, MultiplyAdds())
+    found = meet_budget(weights, Structure(), recipe, MultiplyAdds())
     maps = [mask.dense.ravel().tolist() for mask in found.masks.values()]
     assert maps[0] == maps[1]
     assert maps[0] == [False, False, True, True]
@@ -145,7 +149,7 @@ def test_a_tile_that_is_dense_stays_dense() -> None:
     dense = np.array([[True], [False], [False], [False]])
     weights = {"w": [scored("w", "band:1024", [0.0, 1, 1, 1], dense=dense)]}
     recipe = CompileRecipe(target="a100-bf16", tokens=("2048",), max_loss=1e6, min_gain=0.0)
-    found = meet_budget(weights, recipe, MultiplyAdds()).masks["w"]
+    found = meet_budget(weights, Structure(), recipe, MultiplyAdds()).masks["w"]
     assert found.dense[0, 0]
     assert not found.dense[1:].any()
     found.check()
@@ -154,7 +158,7 @@ def test_a_tile_that_is_dense_stays_dense() -> None:
 def test_a_tile_made_dense_keeps_all_its_weights() -> None:
     weights = {"w": [scored("w", "band:1024", [1.0, 1, 1, 9])]}
     recipe = CompileRecipe(target="a100-bf16", tokens=("2048",), max_loss=3.5, min_gain=0.0)
-    found = meet_budget(weights, recipe, MultiplyAdds()).masks["w"]
+    found = meet_budget(weights, Structure(), recipe, MultiplyAdds()).masks["w"]
     assert found.dense.ravel().tolist() == [False, False, False, True]
     keep = found.keep()
     assert keep[3072:].all()
@@ -168,7 +172,7 @@ def test_a_speedup_out_of_reach_says_what_is() -> None:
     with pytest.raises(
         RecipeError, match=r"speedup \| is '3x', and these masks allow 1\.\d+x at"
     ):
-        meet_budget(weights, recipe, costs(recipe, 1))
+        meet_budget(weights, Structure(), recipe, costs(recipe, 1))
 
 
 def test_masks_without_scores_are_refused() -> None:
@@ -176,4 +180,4 @@ def test_masks_without_scores_are_refused() -> None:
     bare = WeightMask("w", mask.grid, mask.dense, mask.bits)
     recipe = CompileRecipe(target="a100-bf16", speedup="1.1x")
     with pytest.raises(MaskError, match=r"weight 'w' \| has no scores"):
-        meet_budget({"w": [bare]}, recipe, costs(recipe, 1))
+        meet_budget({"w": [bare]}, Structure(), recipe, costs(recipe, 1))
