@@ -34,8 +34,9 @@ Measure = Literal["gain", "zeros"]
 
 # Options of one family of units at most: more units are taken several at a time.
 _STEPS = 32
-# Options that mix the weights of a part, each with units of its own.
-_MIXTURES = 32
+# The same of a weight whose options are mixed with those of others, and mixtures at most.
+_FEW_STEPS = 16
+_MIXTURES = 16
 # Parts of no more weights also try every one of them wholly 2:4 or not at all.
 _FEW_WEIGHTS = 4
 
@@ -96,7 +97,9 @@ def _within(structure: Structure, weights: Weights) -> Structure:
     )
 
 
-def options(part: Part, recipe: CompileRecipe, cost: Cost, measure: Measure) -> list[Option]:
+def options(
+    part: Part, recipe: CompileRecipe, cost: Cost, measure: Measure, steps: int = _STEPS
+) -> list[Option]:
     """The options of one part, all dense first, those alone that no other is better than.
 
     Args:
@@ -104,12 +107,13 @@ def options(part: Part, recipe: CompileRecipe, cost: Cost, measure: Measure) -> 
         recipe: what the planner reads.
         cost: of products and moves.
         measure: what is bought by a loss.
+        steps: in which the units of one family are taken.
     """
     pricer = _Pricer(part, recipe, cost)
-    found = [pricer.option(sparse) for sparse in _families(part)]
+    found = [pricer.option(sparse) for sparse in _families(part, steps)]
     if len(part.weights) > 1 and all(mask.ties is None for mask in part.masks):
         menus = [
-            options(Part({name: masks}, Structure()), recipe, cost, measure)
+            options(Part({name: masks}, Structure()), recipe, cost, measure, _FEW_STEPS)
             for name, masks in part.weights.items()
         ]
         found += [pricer.option(sparse) for sparse in _mixtures(menus, measure)]
@@ -162,27 +166,29 @@ def _with(mask: WeightMask, sparse: NDArray[np.bool_]) -> WeightMask:
     return replace(mask, dense=~sparse, scores=None, ties=None)
 
 
-def _families(part: Part) -> Iterator[Sparse]:
+def _families(part: Part, steps: int) -> Iterator[Sparse]:
     """Tile maps that grow, from none to all, by bands and ties, then by strips and ties."""
     masks = part.masks
     none = {mask.name: np.zeros_like(mask.dense) for mask in masks}
     yield none
     tied = _tie_units([mask for mask in masks if mask.ties is not None])
     free = [mask for mask in masks if mask.ties is None]
-    yield from _growing([*tied, *_line_units(free, 1)], masks)
+    yield from _growing([*tied, *_line_units(free, 1)], masks, steps)
     # A strip of a fused weight would have to be 2:4 in all its masks.
     alone = [several[0] for several in part.weights.values() if len(several) == 1]
     strips = [mask for mask in alone if mask.ties is None and mask.dense.shape[1] > 1]
     if strips:
-        yield from _growing([*tied, *_line_units(strips, 0)], masks)
+        yield from _growing([*tied, *_line_units(strips, 0)], masks, steps)
 
 
-def _growing(units: Sequence[Sparse], masks: Sequence[WeightMask]) -> Iterator[Sparse]:
+def _growing(
+    units: Sequence[Sparse], masks: Sequence[WeightMask], steps: int
+) -> Iterator[Sparse]:
     """Tile maps of ever more units, the cheapest by score per area first."""
     named = {mask.name: mask for mask in masks}
     ranked = sorted(units, key=lambda unit: _worth(unit, named))
     sparse = {mask.name: np.zeros_like(mask.dense) for mask in masks}
-    ends = np.unique(np.linspace(0, len(units), min(len(units), _STEPS) + 1).astype(int))
+    ends = np.unique(np.linspace(0, len(units), min(len(units), steps) + 1).astype(int))
     for start, stop in pairwise(ends):
         sparse = dict(sparse)
         for name, tiles in (pair for unit in ranked[start:stop] for pair in unit.items()):

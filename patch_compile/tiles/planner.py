@@ -131,8 +131,9 @@ def _reduction(mask: WeightMask) -> Pieces | None:
 
 
 def _cover(mask: WeightMask) -> Pieces | None:
-    if 1 in mask.dense.shape:
-        return None  # with one band or one strip there is nothing to combine
+    held = mask.dense.any(axis=1)
+    if 1 in mask.dense.shape or mask.dense[held].all():
+        return None  # one band or strip, or whole bands: there is nothing to combine
     n, k = mask.shape
     rows, columns = minimum_cover(mask.dense, mask.grid.heights * k, mask.grid.widths * n)
     return _cut(mask.grid, rows, columns) if rows.any() and columns.any() else None
@@ -180,7 +181,8 @@ def _cut(
 
 def spans_of(edges: Sequence[int], chosen: NDArray[np.bool_]) -> tuple[Span, ...]:
     """Joins the chosen intervals between edges to spans that never touch."""
-    turns = np.flatnonzero(np.diff(chosen, prepend=False, append=False)).tolist()
+    held = np.concatenate([[False], chosen, [False]])
+    turns = np.flatnonzero(held[1:] != held[:-1]).tolist()
     return tuple(
         (edges[start], edges[stop])
         for start, stop in zip(turns[::2], turns[1::2], strict=True)

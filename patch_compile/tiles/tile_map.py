@@ -76,11 +76,10 @@ def touched(grid: TileGrid, pieces: Sequence[Piece], start: int) -> NDArray[np.b
 
 
 def _meets(edges: Sequence[int], spans: Sequence[Span]) -> NDArray[np.bool_]:
-    starts, stops = np.array(edges[:-1]), np.array(edges[1:])
-    met = np.zeros(starts.size, np.bool_)
-    for start, stop in spans:
-        met |= (starts < stop) & (stops > start)
-    return met
+    edge, (starts, stops) = np.array(edges), np.array(spans).T
+    # A span that stops before a tile starts, or starts after it stops, does not meet it.
+    met: NDArray[np.bool_] = (edge[:-1, None] < stops) & (edge[1:, None] > starts)
+    return met.any(axis=1)
 
 
 def _bits(flags: NDArray[np.bool_]) -> str:
