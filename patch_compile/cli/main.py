@@ -17,6 +17,7 @@ from patch_compile.cli.build_verb import build, results
 from patch_compile.cli.console import say, set_up_logging
 from patch_compile.cli.doctor_verb import doctor
 from patch_compile.cli.eval_verb import eval_
+from patch_compile.cli.plan_verb import plan
 from patch_compile.cli.report_verb import report
 from patch_compile.errors import Mismatch, PatchCompileError, RecipeError
 from patch_compile.io.atomic import write_text
@@ -38,7 +39,7 @@ app = App(
     result_action="return_value",
 )
 app.default(verbs.compile_)
-for verb in (verbs.learn, verbs.cut, verbs.export, verbs.plan, verbs.inspect):
+for verb in (verbs.learn, verbs.cut, verbs.export, plan, verbs.inspect):
     app.command(verb)
 app.command(build)
 app.command(results)

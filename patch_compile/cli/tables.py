@@ -21,6 +21,7 @@ __all__ = [
     "tile_map",
     "totals",
     "verification_table",
+    "what_if_notes",
     "what_if_table",
 ]
 
@@ -107,6 +108,9 @@ def _times(report: Report) -> list[str]:
         f"{time['before_us'] / time['after_us']:.2f}x, {basis}"
         for time in report.predicted
     ]
+    if report.speedup is not None and len(report.predicted) > 1:
+        shares = ", ".join(f"{tokens:,} at {share:.0%}" for tokens, share in report.profile)
+        lines.append(f"all of it (tokens {shares} of the time): {report.speedup:.3f}x")
     if not report.totals["eligible"]:
         lines.append(f"nothing pays on {name}: the model stays dense")
     return lines
@@ -141,11 +145,12 @@ def _inspection_row(weight: WeightInspection) -> tuple[str, ...]:
 def what_if_table(rows: Sequence[WhatIf], *, masked: bool) -> Table:
     """A row a target, predicted speed-ups of the weights that could be cut by tokens."""
     counts = list(dict.fromkeys(row.tokens for row in rows))
+    beyond = {row.tokens for row in rows if row.extrapolated}
     asked = "these masks" if masked else "2:4 wherever it is faster"
     table = plain_table(
         f"Speed-up of the linear layers by {asked}, predicted, by tokens a run",
         "target",
-        *(f"{tokens:,}" for tokens in counts),
+        *(f"{tokens:,}{'†' if tokens in beyond else ''}" for tokens in counts),
         right=len(counts),
     )
     for name in dict.fromkeys(row.target for row in rows):
@@ -153,6 +158,16 @@ def what_if_table(rows: Sequence[WhatIf], *, masked: bool) -> Table:
         mark = "*" if own[0].estimate else ""
         table.add_row(name + mark, *(f"{row.speedup:.2f}x" for row in own))
     return table
+
+
+def what_if_notes(rows: Sequence[WhatIf]) -> list[str]:
+    """What the marks in the table of what-if mean, of those that are there."""
+    notes = []
+    if any(row.estimate for row in rows):
+        notes.append("* nothing was measured on this GPU: scaled from another by datasheets")
+    if any(row.extrapolated for row in rows):
+        notes.append("† so few or so many tokens were never measured: extrapolated")
+    return notes
 
 
 def tile_map(weight: WeightInspection) -> str:

@@ -63,6 +63,12 @@ class Target:
             return f"an estimate, scaled from latencies measured on {table} by datasheets"
         return "predicted from measured GEMM latencies"
 
+    @property
+    def measured_tokens(self) -> tuple[int, int]:
+        """The fewest and the most tokens of its table."""
+        tokens = self.model.table.sizes[:, 0]
+        return int(tokens.min()), int(tokens.max())
+
     def gemm_us(self, m: int, n: int, k: int, *, sparse24: bool = False) -> float:
         """Predicts the microseconds of `Y[m, n] = X[m, k] W[n, k]^T`.
 

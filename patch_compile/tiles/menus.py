@@ -144,7 +144,6 @@ class _Pricer:
             kept,
         )
 
-
     def _kept(self, plan: Plan, sparse: Sparse) -> Sparse:
         computed: dict[str, NDArray[np.bool_]] = {}
         for weight in plan.weights:
@@ -201,7 +200,9 @@ def _mixtures(menus: Sequence[Sequence[Option]], measure: Measure) -> list[Spars
     found = [Option(0.0, 0.0, 0, {})]
     for menu in menus:
         sums = [
-            Option(a.gain + b.gain, a.loss + b.loss, a.zeros + b.zeros, {**a.sparse, **b.sparse})
+            Option(
+                a.gain + b.gain, a.loss + b.loss, a.zeros + b.zeros, {**a.sparse, **b.sparse}
+            )
             for a in found
             for b in menu
         ]

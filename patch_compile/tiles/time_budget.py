@@ -98,9 +98,7 @@ def _gain(menu: Sequence[Sequence[Option]], recipe: CompileRecipe, cost: Cost) -
     return least
 
 
-def _zeros(
-    menu: Sequence[Sequence[Option]], sparsity: float, area: int, cost: Cost
-) -> int:
+def _zeros(menu: Sequence[Sequence[Option]], sparsity: float, area: int, cost: Cost) -> int:
     """The zeros of a sparsity, if so many can save time."""
     wanted = round(sparsity * area)
     most = sum(max(option.zeros for option in several) for several in menu)
@@ -166,4 +164,3 @@ def choose(
         )
     picked = [option for option, taken in zip(flat, found.x > 0.5, strict=True) if taken]
     return picked, float(found.mip_gap or 0.0)
-
