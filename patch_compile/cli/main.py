@@ -14,6 +14,7 @@ from patch_compile.cli import verbs
 from patch_compile.cli.arguments import config_reader, config_text, split_lists
 from patch_compile.cli.bench_verb import bench
 from patch_compile.cli.build_verb import build, results
+from patch_compile.cli.calibrate_verb import calibrate
 from patch_compile.cli.console import say, set_up_logging
 from patch_compile.cli.doctor_verb import doctor
 from patch_compile.cli.eval_verb import eval_
@@ -48,6 +49,7 @@ app.command(report)
 app.command(eval_, name="eval")
 app.command(doctor)
 app.command(bench)
+app.command(calibrate)
 app.command(verbs.demo)
 # `run` says that nothing is half-written.
 app.meta.suppress_keyboard_interrupt = False

@@ -4,10 +4,11 @@ Rates are dense, with fp32 accumulation where the sheet tells one from another. 
 tables correct them: only the ratios between GPUs matter, for those without a table.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["BYTES", "GPUS", "Gpu"]
+__all__ = ["BYTES", "GPUS", "Gpu", "named"]
 
 # Bytes of one operand element.
 BYTES: Mapping[str, int] = {"bf16": 2, "fp16": 2, "int8": 1, "fp8": 1}
@@ -71,3 +72,19 @@ GPUS: Mapping[str, Gpu] = {
     "h200": Gpu("H200", 132, 4800, 989, _HOPPER, "NVIDIA H200 SXM datasheet", "h100"),
     "rtx5090": Gpu("RTX 5090", 170, 1792, 209.5, _GEFORCE_ADA, _BLACKWELL, "rtx5080"),
 }
+
+# Words that make of a name another chip: an RTX 4080 SUPER is no RTX 4080.
+_OTHERS = frozenset({"laptop", "super", "ti", "max"})
+
+
+def named(name: str) -> str | None:
+    """Returns the key of the GPU that its driver calls `name`; None if no sheet is here."""
+    words = _words(name)
+    found = [key for key, gpu in GPUS.items() if _words(gpu.name) <= words]
+    if not found or words & _OTHERS:
+        return None
+    return max(found, key=lambda key: len(_words(GPUS[key].name)))
+
+
+def _words(name: str) -> set[str]:
+    return set(re.findall(r"[a-z0-9]+", name.lower()))

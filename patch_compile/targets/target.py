@@ -6,11 +6,12 @@ M: tokens. N: out features. K: in features.
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from patch_compile.errors import RecipeError
+from patch_compile.errors import ModelError, RecipeError
 from patch_compile.targets.datasheets import BYTES, GPUS
 from patch_compile.targets.model import LatencyModel, Prediction
 from patch_compile.targets.table import Table
@@ -39,16 +40,18 @@ class Target:
         gpu: as in `available`.
         dtype: of the operands of products.
         model: of the products.
+        file: the table it was read from; None for those that are shipped.
     """
 
     gpu: str
     dtype: str
     model: LatencyModel
+    file: Path | None = None
 
     @property
     def name(self) -> str:
-        """`gpu-dtype`, as `parse` takes it."""
-        return f"{self.gpu}-{self.dtype}"
+        """`gpu-dtype`, as `parse` takes it, or the name of the table's file."""
+        return self.file.name if self.file is not None else f"{self.gpu}-{self.dtype}"
 
     @property
     def estimate(self) -> bool:
@@ -58,6 +61,8 @@ class Target:
     @property
     def basis(self) -> str:
         """In words, what its predictions rest on."""
+        if self.file is not None:
+            return f"predicted from latencies of {self.model.table.source}"
         table = f"{self.model.table.gpu}-{self.model.table.dtype}"
         if self.estimate:
             return f"an estimate, scaled from latencies measured on {table} by datasheets"
@@ -140,17 +145,47 @@ def load(gpu: str, dtype: str) -> Target:
 
 
 def parse(name: str) -> Target:
-    """Returns the target of a name like `a100-bf16`.
+    """Returns the target of a name like `a100-bf16`, or of a table that `calibrate` wrote.
+
+    Args:
+        name: a GPU and a dtype, or the path of a .json file.
 
     Raises:
         RecipeError: if it is none.
+        ModelError: if the file is no table.
     """
+    if name.endswith(".json"):
+        return _own(Path(name))
     gpu, dash, dtype = name.partition("-")
     if not dash:
         raise RecipeError(
             f"target '{name}' | names no dtype; expected a GPU and a dtype, like 'a100-bf16'"
         )
     return load(gpu, dtype)
+
+
+def _own(path: Path) -> Target:
+    try:
+        return _read(path.resolve(), path.stat().st_mtime_ns)
+    except OSError as error:
+        raise RecipeError(
+            f"target '{path}' | cannot be read: {error.strerror}; expected a table that "
+            "calibrate wrote, or a GPU and a dtype, like 'a100-bf16'"
+        ) from error
+
+
+@cache
+def _read(path: Path, changed: int) -> Target:
+    """Reads a file anew when it was changed; equal targets share what was predicted."""
+    del changed
+    try:
+        table = Table.from_json(path.read_text("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ModelError(f"table '{path.name}' | is no text; make it again") from error
+    if not table.parameters:
+        raise ModelError(f"table '{path.name}' | has no parameters; make it by calibrate")
+    model = LatencyModel(table, GPUS[table.gpu], table.dtype)
+    return Target(table.gpu, table.dtype, model, path)
 
 
 def _table_name(gpu: str, dtype: str) -> str:
