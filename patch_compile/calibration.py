@@ -170,7 +170,7 @@ def _gpu_here() -> Gpu:
 
 def _sheet(gpu: Gpu, recipe: CalibrateRecipe) -> str:
     sheet = recipe.like or named(gpu.name)
-    if sheet in GPUS and recipe.dtype in GPUS[sheet].faster:
+    if sheet is not None and sheet in GPUS and recipe.dtype in GPUS[sheet].faster:
         return sheet
     given = f"like '{recipe.like}'" if recipe.like else f"GPU '{gpu.name}'"
     raise RecipeError(

@@ -54,7 +54,7 @@ def gemm_model(m: int, n: int, k: int, dtype: GemmType, *, sparse24: bool) -> ir
     kind = ir.DataType.FLOAT16 if dtype == "fp16" else ir.DataType.BFLOAT16
     x = ir.Value(name="x", type=ir.TensorType(kind), shape=ir.Shape([m, k]))
     weight = ir.tensor(_weight(n, k, dtype, sparse24), name="w")
-    w = ir.Value(name="w", type=x.type, shape=weight.shape, const_value=weight)
+    w = ir.Value(name="w", type=x.type, shape=ir.Shape([k, n]), const_value=weight)
     product = ir.Node("", "MatMul", [x, w], name="product")
     y = product.outputs[0]
     y.name, y.type, y.shape = "y", ir.TensorType(kind), ir.Shape([m, n])

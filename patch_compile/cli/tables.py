@@ -90,6 +90,12 @@ def totals(report: Report) -> str:
     if report.groups:
         groups = ", ".join(f"{count} {name}" for name, count in total["groups"].items())
         lines.append(f"groups: {groups}; {total['products']} products in all")
+    regrouped = report.made_by.get("regroup")
+    if regrouped is not None:
+        lines.append(
+            f"regrouped: {regrouped['weights']} weights; predicted loss by score "
+            f"{regrouped['loss_before']:.4g} before, {regrouped['loss_after']:.4g} after"
+        )
     lines += _times(report)
     dense = [w.reason for w in report.weights if not w.eligible]
     lines += [f"kept dense: {count} ({reason})" for reason, count in _counted(dense)]

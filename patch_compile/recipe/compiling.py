@@ -52,6 +52,9 @@ class CompileRecipe:
             weights are predicted this many times as fast as dense, as in `1.25x`.
         max_loss: with a target, take the tiles that save most time while their scores, the
             loss increases that `learn` predicts, sum to no more than this.
+        regroup: cut free tile maps anew into whole bands or strips, of as many 2:4 tiles, by
+            their scores, where that makes the plan cheaper. Lossy: tiles that were dense lose
+            the smaller two of every four weights; the report says what it cost.
     """
 
     lowering: LoweringChoice = "auto"
@@ -67,11 +70,17 @@ class CompileRecipe:
     sparsity: float | None = None
     speedup: str | None = None
     max_loss: float | None = None
+    regroup: bool = False
 
     def __post_init__(self) -> None:
         check_kinds(self)
         within("min-gain", self.min_gain, 0.0, 1.0)
         _ = self.profile
+        if self.regroup and self.dtype is not None:
+            raise RecipeError(
+                f"regroup | chooses weights by size, and dtype {self.dtype} changes them; "
+                "export the model in that type"
+            )
         self._check_budget()
 
     def _check_budget(self) -> None:
