@@ -117,6 +117,7 @@ def _times(report: Report) -> list[str]:
     if report.speedup is not None and len(report.predicted) > 1:
         shares = ", ".join(f"{tokens:,} at {share:.0%}" for tokens, share in report.profile)
         lines.append(f"all of it (tokens {shares} of the time): {report.speedup:.3f}x")
+    lines.append(f"with {report.target['assumed']}")
     if not report.totals["eligible"]:
         lines.append(f"nothing pays on {name}: the model stays dense")
     return lines

@@ -1,7 +1,9 @@
 """What vendors print about GPUs: the rates that bound any kernel.
 
 Rates are dense, with fp32 accumulation where the sheet tells one from another. Measured
-tables correct them: only the ratios between GPUs matter, for those without a table.
+tables correct them: only the ratios between GPUs matter, for those without a table. Numbers
+that no sheet prints are derived: multiprocessors are CUDA cores over 128 (64 on the A100 and
+A30), and GB10's 125 TFLOP/s of bf16 are its 1 PFLOP/s of fp4 with sparsity, halved thrice.
 """
 
 import re
@@ -58,7 +60,6 @@ GPUS: Mapping[str, Gpu] = {
     "b200": Gpu("B200", 148, 8000, 2250, _HOPPER, "NVIDIA DGX B200 datasheet, by 8"),
     "rtx4090": Gpu("RTX 4090", 128, 1008, 165.2, _GEFORCE_ADA, _ADA),
     "rtx5080": Gpu("RTX 5080", 84, 960, 112.6, _GEFORCE_ADA, _BLACKWELL),
-    # The sheet prints only fp4 with sparsity, 1 PFLOP/s; the usual halvings give bf16.
     "gb10": Gpu("GB10", 48, 273, 125, _HOPPER, "NVIDIA DGX Spark datasheet, derived"),
     "a30": Gpu("A30", 56, 933, 165, _AMPERE, "NVIDIA A30 datasheet", "a100"),
     "a10": Gpu("A10", 72, 600, 125, _AMPERE, "NVIDIA A10 datasheet", "a100"),

@@ -16,7 +16,7 @@ from patch_compile.targets.datasheets import BYTES, GPUS
 from patch_compile.targets.model import LatencyModel, Prediction
 from patch_compile.targets.table import Table
 
-__all__ = ["LAUNCH_GAP_US", "Target", "available", "load", "parse"]
+__all__ = ["ASSUMED", "LAUNCH_GAP_US", "Target", "available", "load", "parse"]
 
 # Between two kernels of one CUDA graph: 3.4 us a kernel of 2.9 us (NVIDIA technical blog,
 # "Getting Started with CUDA Graphs", 2019, on a V100).
@@ -27,6 +27,12 @@ _SHORTEST_US = 2.0
 
 # Share of the datasheet's bandwidth that a copy reaches. Assumed; caches may do better.
 _COPY_SHARE = 0.8
+
+# The same in words, for whoever reads a prediction.
+ASSUMED = (
+    f"a launch gap of {LAUNCH_GAP_US} us, {_SHORTEST_US} us of the shortest kernel, and moves "
+    f"and sums at {_COPY_SHARE:.0%} of the datasheet's bandwidth: assumed, not measured"
+)
 
 # Activations are bf16 or fp16 between products, whatever the operands' dtype.
 _ACTIVATION_BYTES = 2
