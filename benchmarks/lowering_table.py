@@ -5,10 +5,11 @@ python benchmarks/lowering_table.py
 Predicted from measured GEMM latencies, for the linear layers of whole models, with q, k, v
 and gate, up merged in the dense baseline and in every row. Tile maps are drawn at random; a
 cut that does not pay stays dense. `branches`: an MLP cut at one index in blocks of 128, and
-whole weights of attention, an average over layers. `ideal`: 1 / ((1 - f) + f / s), f the share
-of the area in 2:4 tiles, s the gain of all of it; whole layers of 2:4 reach it. At the end: the
-published end-to-end gains of PATCH (arXiv 2509.23410), whose kernel does not need whole pieces,
-and the s that its kernel would have for them, if dense linear layers take what is predicted.
+whole weights of attention, an average over layers. `ideal`: 1 / ((1 - f) + f / s), f the
+share of the area in 2:4 tiles, s the gain of all of it; whole layers of 2:4 reach it. At the
+end: the published end-to-end gains of PATCH (arXiv 2509.23410), whose kernel does not need
+whole pieces, and the s that its kernel would have for them, if dense linear layers take what
+is predicted.
 """
 
 from typing import Any

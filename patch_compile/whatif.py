@@ -28,6 +28,7 @@ from patch_compile.tiles.groups import plan_weights
 from patch_compile.tiles.masks import Masks
 from patch_compile.tiles.menus import Weights
 from patch_compile.tiles.operations import of_plan
+from patch_compile.tiles.plan import Plan
 from patch_compile.tiles.time_cost import TimeCost
 from patch_compile.tiles.weight_mask import WeightMask
 
@@ -47,6 +48,7 @@ class WhatIf:
         tokens: of one run.
         extrapolated: so few, or so many, were never measured.
         dense_us: of all weights that could be cut, dense, each a product of its own.
+        merged_us: dense, weights of one X as one wide product, as an engine may do by itself.
         planned_us: of the plan; without masks, of the best plan for weights all 2:4.
         everywhere_us: every weight 2:4, faster or not, each a product of its own.
         products: of the plan, those that stay dense too.
@@ -59,6 +61,7 @@ class WhatIf:
     tokens: int
     extrapolated: bool
     dense_us: float
+    merged_us: float
     planned_us: float
     everywhere_us: float
     products: int
@@ -66,12 +69,18 @@ class WhatIf:
 
     @property
     def speedup(self) -> float:
-        """Of the planned model over the dense one."""
+        """Of the planned model over the dense one, each weight a product of its own."""
         return self.dense_us / self.planned_us
+
+    @property
+    def speedup_over_merged(self) -> float:
+        """The same, if the engine merges dense weights of one X by itself."""
+        return self.merged_us / self.planned_us
 
     def to_json(self) -> dict[str, Any]:
         """Returns every number by name."""
-        return {**asdict(self), "speedup": self.speedup}
+        gains = {"speedup": self.speedup, "speedup_over_merged": self.speedup_over_merged}
+        return {**asdict(self), **gains}
 
 
 def what_if(
@@ -124,11 +133,22 @@ def _row(
         tokens,
         not target.measured_tokens[0] <= tokens <= target.measured_tokens[1],
         dense_us=sum(dense),
+        merged_us=_merged_us(plan, structure, cost),
         planned_us=bill.price(cost),
         everywhere_us=sum(sparse),
         products=len(bill.products),
         lowerings=dict(sorted(Counter(w.lowering for w in plan.weights).items())),
     )
+
+
+def _merged_us(plan: Plan, structure: Structure, cost: TimeCost) -> float:
+    shapes = {weight.weight: weight.shape for weight in plan.weights}
+    total = 0.0
+    for names in structure.siblings:
+        met = [shapes.pop(name) for name in names if name in shapes]
+        if met:
+            total += cost.product(sum(n for n, _ in met), met[0][1], sparse24=False)
+    return total + sum(cost.product(*shape, sparse24=False) for shape in shapes.values())
 
 
 def named_targets(names: Sequence[str]) -> list[str]:

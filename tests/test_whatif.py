@@ -10,6 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from patch_compile.cli.main import run
+from patch_compile.cli.tables import what_if_notes
 from patch_compile.compiler import plan_model
 from patch_compile.errors import ModelError, RecipeError
 from patch_compile.recipe import CompileRecipe
@@ -142,6 +143,12 @@ def test_a_plan_is_priced_with_its_merged_products(tmp_path: Path) -> None:
     (shapes,) = what_if(path, None, ["a100-bf16"], recipe)
     assert shapes.planned_us == pytest.approx(row.planned_us)
     assert row.planned_us < row.everywhere_us
+    target = load("a100", "bf16")
+    wide = LAUNCH_GAP_US + target.gemm_us(4096, 3 * 512, 1024)
+    assert row.merged_us == pytest.approx(wide)
+    assert row.speedup_over_merged < row.speedup
+    (note,) = what_if_notes([row])
+    assert note.startswith("dense: one product a weight; if the engine merges")
 
 
 def test_without_matplotlib_the_numbers_are_written_all_the_same(

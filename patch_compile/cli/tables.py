@@ -170,6 +170,12 @@ def what_if_table(rows: Sequence[WhatIf], *, masked: bool) -> Table:
 def what_if_notes(rows: Sequence[WhatIf]) -> list[str]:
     """What the marks in the table of what-if mean, of those that are there."""
     notes = []
+    if any(row.merged_us < row.dense_us for row in rows):
+        least = min(row.speedup_over_merged / row.speedup for row in rows)
+        notes.append(
+            "dense: one product a weight; if the engine merges those of one X by itself, "
+            f"gains are up to {1 - least:.0%} smaller (speedup_over_merged in the JSON)"
+        )
     if any(row.estimate for row in rows):
         notes.append("* nothing was measured on this GPU: scaled from another by datasheets")
     if any(row.extrapolated for row in rows):

@@ -78,7 +78,10 @@ def touched(grid: TileGrid, pieces: Sequence[Piece], start: int) -> NDArray[np.b
 def _meets(edges: Sequence[int], spans: Sequence[Span]) -> NDArray[np.bool_]:
     edge, (starts, stops) = np.array(edges), np.array(spans).T
     # A span that stops before a tile starts, or starts after it stops, does not meet it.
-    return np.any((edge[:-1, None] < stops) & (edge[1:, None] > starts), axis=1)
+    met: NDArray[np.bool_] = np.any(
+        (edge[:-1, None] < stops) & (edge[1:, None] > starts), axis=1
+    )
+    return met
 
 
 def _bits(flags: NDArray[np.bool_]) -> str:
