@@ -128,9 +128,10 @@ def _reduction(mask: WeightMask) -> Pieces | None:
 
 
 def _cover(mask: WeightMask) -> Pieces | None:
-    held = mask.dense.any(axis=1)
-    if 1 in mask.dense.shape or mask.dense[held].all():
-        return None  # one band or strip, or whole bands: there is nothing to combine
+    bands, strips = mask.dense.any(axis=1), mask.dense.any(axis=0)
+    # One band or strip, whole bands or whole strips: there is nothing to combine.
+    if 1 in mask.dense.shape or mask.dense[bands].all() or mask.dense[:, strips].all():
+        return None
     n, k = mask.shape
     rows, columns = minimum_cover(mask.dense, mask.grid.heights * k, mask.grid.widths * n)
     return _cut(mask.grid, rows, columns) if rows.any() and columns.any() else None
