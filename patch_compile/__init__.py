@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from patch_compile.api import learn_masks_for as learn_masks_for
     from patch_compile.bench.measure import bench_models as bench_models
     from patch_compile.bench.results import BenchResult as BenchResult
+    from patch_compile.calibration import calibrate as calibrate
     from patch_compile.compiler import Compiled as Compiled
     from patch_compile.compiler import Planned as Planned
     from patch_compile.compiler import compile_model as compile_model
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from patch_compile.recipe.learning import LearnRecipe as LearnRecipe
     from patch_compile.recipe.running import BenchRecipe as BenchRecipe
     from patch_compile.recipe.running import BuildRecipe as BuildRecipe
+    from patch_compile.recipe.running import CalibrateRecipe as CalibrateRecipe
     from patch_compile.recipe.running import ExportRecipe as ExportRecipe
     from patch_compile.recipe.running import QuantizeRecipe as QuantizeRecipe
     from patch_compile.recipe.running import VerifyRecipe as VerifyRecipe
@@ -40,11 +42,13 @@ if TYPE_CHECKING:
     from patch_compile.runtimes.ep_context import export_context as export_context
     from patch_compile.tiles.masks import Masks as Masks
     from patch_compile.verification import verify as verify
+    from patch_compile.whatif import what_if as what_if
 
 _HOMES = {
     "BenchRecipe": "recipe",
     "BenchResult": "bench.results",
     "BuildRecipe": "recipe",
+    "CalibrateRecipe": "recipe",
     "CompileRecipe": "recipe",
     "Compiled": "compiler",
     "ExportRecipe": "recipe",
@@ -57,6 +61,7 @@ _HOMES = {
     "bench_models": "bench.measure",
     "build_engine": "api",
     "bundle_engines": "results",
+    "calibrate": "calibration",
     "compile_model": "compiler",
     "EvalRecipe": "evaluation.settings",
     "evaluate": "evaluation.evaluate",
@@ -73,6 +78,7 @@ _HOMES = {
     "quantize_model": "quantization",
     "save_masks": "io.masks_file",
     "verify": "verification",
+    "what_if": "whatif",
 }
 
 __all__ = list(_HOMES)

@@ -219,9 +219,10 @@ def _planned(
         inputs=_inputs(model, masks),
         groups=group_reports(plan),
         target=target_facts(cost),
+        profile=() if cost is None else recipe.profile,
     )
     source = None if isinstance(model, ir.Model) else Path(model)
-    plan = replace(plan, predicted=report.predicted)
+    plan = replace(plan, predicted=report.predicted, speedup=report.speedup)
     aliases = {alias: job for job in jobs.values() for alias in job.aliases}
     all_jobs = Jobs(
         jobs | aliases,

@@ -1,25 +1,32 @@
 """Which masks a recipe takes, and which weights of a model they belong to."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from patch_compile.errors import RecipeError
 from patch_compile.io.infer import infer_masks
 from patch_compile.io.load_masks import load_masks
+from patch_compile.io.piece_tensor import StoredWeight
 from patch_compile.names import chosen
 from patch_compile.passes.binding import Binding, bind, in_features
 from patch_compile.passes.pipeline import inline
 from patch_compile.passes.sites import Refusal, Site, find_sites
+from patch_compile.passes.structure import find_structure
 from patch_compile.recipe import CompileRecipe
 from patch_compile.tiles.cut import cut_masks
 from patch_compile.tiles.geometry import Geometry
 from patch_compile.tiles.masks import Masks
+from patch_compile.tiles.pattern import pack_keep, top2_of_4
+from patch_compile.tiles.regroup import Regrouped, regroup
 from patch_compile.tiles.time_budget import meet_budget
 from patch_compile.tiles.time_cost import cost_of
+from patch_compile.tiles.weight_mask import WeightMask
 
 __all__ = ["bind_masks", "shapes"]
 
@@ -51,24 +58,69 @@ def bind_masks(
         bindings, left_alone = bind(sites, refusals, kept)
     left_out = dict.fromkeys(known.weights.keys() - set(wanted), "left out by the recipe")
     left_alone |= dict(sorted(left_out.items()))
-    bindings, kept = _within_budget(bindings, kept, recipe)
+    if recipe.regroup:
+        bindings, kept = _regrouped(bindings, kept, recipe)
+    bindings, kept = _within_budget(model, bindings, kept, recipe)
     return bindings, left_alone | _unmasked(sites, refusals, bindings), kept
 
 
-def _within_budget(
+def _regrouped(
     bindings: list[Binding], masks: Masks, recipe: CompileRecipe
+) -> tuple[list[Binding], Masks]:
+    """Cuts free tile maps anew; what that cost joins `made_by`."""
+    cost = cost_of(recipe, shapes(bindings))
+    facts = {"weights": 0, "loss_before": 0.0, "loss_after": 0.0}
+    cut = []
+    for binding in bindings:
+        found = regroup(binding.masks, recipe, cost)
+        if found is not None:
+            facts["weights"] += 1
+            facts["loss_before"] += found.before
+            facts["loss_after"] += found.after
+            binding = replace(binding, masks=tuple(_anew(binding, found)))
+        cut.append(binding)
+    anew = {mask.name: mask for binding in cut for mask in binding.masks}
+    return cut, Masks({**masks.weights, **anew}, {**masks.made_by, "regroup": facts})
+
+
+def _anew(binding: Binding, found: Regrouped) -> Iterator[WeightMask]:
+    start = 0
+    for mask, dense in zip(binding.masks, found.dense, strict=True):
+        bits = partial(_bits_anew, binding.site.weight, mask, dense, start)
+        geometry = f"{mask.geometry} in {found.form}"
+        yield replace(mask, dense=dense, bits=bits, geometry=geometry)
+        start += mask.shape[0]
+
+
+def _bits_anew(
+    weight: StoredWeight, mask: WeightMask, dense: NDArray[np.bool_], start: int
+) -> NDArray[np.uint8]:
+    """Keeps the mask's pattern where it has one, and the larger two of four elsewhere."""
+    stored = weight.tensor.numpy()
+    rows = (stored.T if weight.transposed else stored)[start : start + mask.shape[0]]
+    larger = top2_of_4(np.abs(rows.astype(np.float32)))
+    pattern = np.where(mask.grid.expand(mask.dense), larger, mask.keep())
+    return pack_keep(pattern | mask.grid.expand(dense))
+
+
+def _within_budget(
+    model: ir.Model, bindings: list[Binding], masks: Masks, recipe: CompileRecipe
 ) -> tuple[list[Binding], Masks]:
     """Makes tiles dense as the recipe's budget says; its outcome joins `made_by`."""
     cost = cost_of(recipe, shapes(bindings))
     facts: dict[str, float] = {}
-    if recipe.sparsity is not None:
+    if not recipe.budgeted:
+        return bindings, masks
+    # A forced form leaves nothing to choose by time.
+    if cost is None or recipe.lowering != "auto":
+        assert recipe.sparsity is not None
         chosen_masks = dict(cut_masks(masks, recipe.sparsity).weights)
-    elif cost is not None and (recipe.speedup or recipe.max_loss is not None):
-        found = meet_budget({b.site.name: b.masks for b in bindings}, recipe, cost)
+    else:
+        structure = find_structure(model, [b.site for b in bindings])
+        weights = {b.site.name: b.masks for b in bindings}
+        found = meet_budget(weights, structure, recipe, cost)
         chosen_masks = {**masks.weights, **found.masks}
         facts = {"saved": found.gain, "loss": found.loss, "gap": found.gap}
-    else:
-        return bindings, masks
     cut = [replace(b, masks=tuple(chosen_masks[m.name] for m in b.masks)) for b in bindings]
     return cut, Masks(
         chosen_masks, {**masks.made_by, "budget": facts} if facts else masks.made_by

@@ -152,13 +152,19 @@ class Report:
     groups: tuple[GroupReport, ...] = ()
     # What times are predicted for, and what the prediction rests on.
     target: Mapping[str, str] | None = None
+    # Numbers of tokens, and the share of the dense model's time that they take.
+    profile: tuple[tuple[int, float], ...] = ()
     predicted: tuple[Mapping[str, Any], ...] = field(init=False)
+    # Over all of the profile, dense time over the plan's; None without a target.
+    speedup: float | None = field(init=False)
     totals: Mapping[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "totals", _totals(self.weights, self.groups))
         name = "" if self.target is None else self.target["name"]
-        object.__setattr__(self, "predicted", _predicted(self.weights, name))
+        predicted = _predicted(self.weights, name)
+        object.__setattr__(self, "predicted", predicted)
+        object.__setattr__(self, "speedup", _speedup(predicted, self.profile))
 
     def to_json(self) -> str:
         """Returns the whole report as JSON text."""
@@ -202,6 +208,14 @@ def _predicted(weights: tuple[WeightReport, ...], target: str) -> tuple[dict[str
         }
         for tokens, (before, after) in sums.items()
     )
+
+
+def _speedup(
+    predicted: tuple[Mapping[str, Any], ...], profile: tuple[tuple[int, float], ...]
+) -> float | None:
+    shares = dict(profile)
+    left = sum(shares.get(time["tokens"], 0.0) * time["ratio"] for time in predicted)
+    return 1 / left if left > 0 else None
 
 
 def _counted(names: list[str]) -> dict[str, int]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from patch_compile.passes.binding import Binding
 from patch_compile.report import GroupReport, PieceReport, PredictedTime, WeightReport
+from patch_compile.targets.target import ASSUMED
 from patch_compile.tiles.operations import of_group
 from patch_compile.tiles.plan import GroupPlan, Plan, WeightPlan, indices
 from patch_compile.tiles.tile_map import tile_map
@@ -104,7 +105,7 @@ def target_facts(cost: TimeCost | None) -> dict[str, str] | None:
     """What times are predicted for and from, for report.json."""
     if cost is None:
         return None
-    return {"name": cost.target.name, "basis": cost.target.basis}
+    return {"name": cost.target.name, "basis": cost.target.basis, "assumed": ASSUMED}
 
 
 def versions() -> dict[str, str]:

@@ -1,32 +1,40 @@
 """What 2:4 would buy on other GPUs and at other numbers of tokens; nothing is rewritten.
 
+Each row is the price of a whole plan, merged products and branches included, as compiling for
+that target and those tokens would make it.
+
 N: out features. K: in features.
 """
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from patch_compile.errors import ModelError
+import numpy as np
+
+from patch_compile.errors import InternalError, ModelError
 from patch_compile.io.onnx_model import load_model
 from patch_compile.masking import bind_masks
 from patch_compile.passes.pipeline import inline
-from patch_compile.passes.sites import find_sites
+from patch_compile.passes.sites import Site, find_sites
+from patch_compile.passes.structure import find_structure
 from patch_compile.recipe import CompileRecipe
-from patch_compile.targets.target import available, parse
+from patch_compile.targets.target import Target, available, parse
+from patch_compile.tiles.blocks import Structure
+from patch_compile.tiles.geometry import Geometry
+from patch_compile.tiles.groups import plan_weights
 from patch_compile.tiles.masks import Masks
-from patch_compile.tiles.operations import price
-from patch_compile.tiles.planner import plan_weight
+from patch_compile.tiles.menus import Weights
+from patch_compile.tiles.operations import of_plan
+from patch_compile.tiles.plan import Plan
 from patch_compile.tiles.time_cost import TimeCost
 from patch_compile.tiles.weight_mask import WeightMask
 
 __all__ = ["WhatIf", "named_targets", "what_if"]
 
-Shape = tuple[int, int]
 Progress = Callable[[int, int, str], None]
-# Of every weight its shape and masks; no masks stand for 2:4 everywhere.
-_Weights = list[tuple[Shape, Sequence[WeightMask]]]
 
 
 @dataclass(frozen=True)
@@ -38,28 +46,41 @@ class WhatIf:
         basis: what the predictions rest on.
         estimate: nothing was measured on this GPU.
         tokens: of one run.
-        dense_us: of all weights that could be cut, dense.
-        planned_us: in the planner's pieces; without masks, each weight 2:4 where that is
-            faster.
-        everywhere_us: every weight 2:4, faster or not.
+        extrapolated: so few, or so many, were never measured.
+        dense_us: of all weights that could be cut, dense, each a product of its own.
+        merged_us: dense, weights of one X as one wide product, as an engine may do by itself.
+        planned_us: of the plan; without masks, of the best plan for weights all 2:4.
+        everywhere_us: every weight 2:4, faster or not, each a product of its own.
+        products: of the plan, those that stay dense too.
+        lowerings: number of weights by the form that they take.
     """
 
     target: str
     basis: str
     estimate: bool
     tokens: int
+    extrapolated: bool
     dense_us: float
+    merged_us: float
     planned_us: float
     everywhere_us: float
+    products: int
+    lowerings: Mapping[str, int]
 
     @property
     def speedup(self) -> float:
-        """Of the planned model over the dense one."""
+        """Of the planned model over the dense one, each weight a product of its own."""
         return self.dense_us / self.planned_us
+
+    @property
+    def speedup_over_merged(self) -> float:
+        """The same, if the engine merges dense weights of one X by itself."""
+        return self.merged_us / self.planned_us
 
     def to_json(self) -> dict[str, Any]:
         """Returns every number by name."""
-        return {**asdict(self), "speedup": self.speedup}
+        gains = {"speedup": self.speedup, "speedup_over_merged": self.speedup_over_merged}
+        return {**asdict(self), **gains}
 
 
 def what_if(
@@ -82,19 +103,52 @@ def what_if(
         ModelError: the model cannot be read, or has no weight to plan.
         RecipeError: a target does not exist.
     """
-    recipe = replace(recipe or CompileRecipe(), speedup=None, max_loss=None)
+    recipe = replace(recipe or CompileRecipe(), speedup=None, max_loss=None, sparsity=None)
     known = [parse(name) for name in targets]
-    weights = _weights(Path(model), masks, recipe)
+    weights, structure = _weights(Path(model), masks, recipe)
     rows = []
     for done, target in enumerate(known, start=1):
         for tokens, _ in recipe.profile:
-            cost = TimeCost(target, ((tokens, 1.0),))
-            times = [_times(shape, parts, recipe, cost) for shape, parts in weights]
-            sums = (sum(column) for column in zip(*times, strict=True))
-            rows.append(WhatIf(target.name, target.basis, target.estimate, tokens, *sums))
+            rows.append(_row(weights, structure, recipe, target, tokens))
         if progress is not None:
             progress(done, len(known), "planning")
     return rows
+
+
+def _row(
+    weights: Weights, structure: Structure, recipe: CompileRecipe, target: Target, tokens: int
+) -> WhatIf:
+    cost = TimeCost(target, ((tokens, 1.0),))
+    plan = plan_weights(weights, structure, recipe, cost)
+    bill = of_plan(plan)
+    dense = [cost.product(*weight.shape, sparse24=False) for weight in plan.weights]
+    sparse = [
+        cost.product(*weight.shape, sparse24=weight.shape[1] % 4 == 0)
+        for weight in plan.weights
+    ]
+    return WhatIf(
+        target.name,
+        target.basis,
+        target.estimate,
+        tokens,
+        not target.measured_tokens[0] <= tokens <= target.measured_tokens[1],
+        dense_us=sum(dense),
+        merged_us=_merged_us(plan, structure, cost),
+        planned_us=bill.price(cost),
+        everywhere_us=sum(sparse),
+        products=len(bill.products),
+        lowerings=dict(sorted(Counter(w.lowering for w in plan.weights).items())),
+    )
+
+
+def _merged_us(plan: Plan, structure: Structure, cost: TimeCost) -> float:
+    shapes = {weight.weight: weight.shape for weight in plan.weights}
+    total = 0.0
+    for names in structure.siblings:
+        met = [shapes.pop(name) for name in names if name in shapes]
+        if met:
+            total += cost.product(sum(n for n, _ in met), met[0][1], sparse24=False)
+    return total + sum(cost.product(*shape, sparse24=False) for shape in shapes.values())
 
 
 def named_targets(names: Sequence[str]) -> list[str]:
@@ -107,30 +161,31 @@ def named_targets(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _weights(model: Path, masks: str | Path | Masks | None, recipe: CompileRecipe) -> _Weights:
+def _weights(
+    model: Path, masks: str | Path | Masks | None, recipe: CompileRecipe
+) -> tuple[Weights, Structure]:
     graph = load_model(model)
-    weights: _Weights
+    weights: dict[str, Sequence[WeightMask]]
     if masks is not None:
         bindings, _, _ = bind_masks(graph, masks, recipe)
-        parts = [binding.masks for binding in bindings]
-        weights = [((sum(m.shape[0] for m in p), p[0].shape[1]), p) for p in parts]
+        sites = [binding.site for binding in bindings]
+        weights = {binding.site.name: binding.masks for binding in bindings}
     else:
         inline(graph)
-        weights = [(site.weight.shape, ()) for site in find_sites(graph)[0]]
+        sites = find_sites(graph)[0]
+        weights = {site.name: (_all_sparse(site),) for site in sites}
     if not weights:
         raise ModelError(
             f"model '{model}' | has no MatMul or Gemm with a constant weight; inspect it"
         )
-    return weights
+    return weights, find_structure(graph, sites)
 
 
-def _times(
-    shape: Shape, masks: Sequence[WeightMask], recipe: CompileRecipe, cost: TimeCost
-) -> tuple[float, float, float]:
-    n, k = shape
-    dense = cost.product(n, k, sparse24=False)
-    sparse = cost.product(n, k, sparse24=True) if k % 4 == 0 else dense
-    if not masks:
-        return dense, min(dense, sparse), sparse
-    plan = plan_weight("", masks, recipe, cost)
-    return dense, price(shape, plan.pieces, cost), sparse
+def _all_sparse(site: Site) -> WeightMask:
+    """A tile map of one 2:4 tile: no plan reads which weights stay."""
+
+    def bits() -> NoReturn:
+        raise InternalError(f"weight '{site.name}' | has no mask, and its bits were asked for")
+
+    grid = Geometry(None, None).grid(site.weight.shape)
+    return WeightMask(site.name, grid, np.zeros((1, 1), np.bool_), bits, geometry="weight")

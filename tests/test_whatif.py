@@ -1,6 +1,7 @@
 """What-if compares targets and tokens, with masks or from shapes alone."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from patch_compile.cli.main import run
+from patch_compile.cli.tables import what_if_notes
+from patch_compile.compiler import plan_model
 from patch_compile.errors import ModelError, RecipeError
 from patch_compile.recipe import CompileRecipe
 from patch_compile.targets.target import LAUNCH_GAP_US, load
@@ -16,6 +19,7 @@ from patch_compile.tiles.geometry import Geometry
 from patch_compile.tiles.masks import Masks
 from patch_compile.tiles.weight_mask import from_keep
 from patch_compile.whatif import named_targets, what_if
+from tests.support import Linear, linear_model, masks_of, random_mask, random_weight
 
 N, K = 2048, 1024
 
@@ -98,6 +102,8 @@ def test_command_prints_a_table_and_writes_every_number(
     assert "a100-bf16" in said
     assert "l4-fp8*" in said
     assert "* nothing was measured on this GPU" in said
+    assert "16†" in said
+    assert "2,048†" not in said
     rows = json.loads(path.read_text("utf-8"))["rows"]
     assert [(row["target"], row["tokens"]) for row in rows] == [
         ("a100-bf16", 16),
@@ -106,6 +112,54 @@ def test_command_prints_a_table_and_writes_every_number(
         ("l4-fp8", 2048),
     ]
     assert [row["estimate"] for row in rows] == [False, False, True, True]
+    assert [row["extrapolated"] for row in rows] == [True, False, True, False]
+    assert rows[1]["lowerings"] == {"whole": 1}
+    assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    drawn = path.with_suffix(".svg").read_text("utf-8")
+    assert run([*command, "-o", str(path)]) == 0
+    assert path.with_suffix(".svg").read_text("utf-8") == drawn
+
+
+def test_a_plan_is_priced_with_its_merged_products(tmp_path: Path) -> None:
+    """gate and up of one X become one wide 2:4 product: what-if promises what is compiled."""
+    rng = np.random.default_rng(0)
+    linears = [Linear(n, random_weight(rng, 512, 1024, "float16")) for n in ("a", "b", "c")]
+    path = linear_model(linears, tmp_path / "model.onnx")
+    sparse = np.array([[False]])
+    made = masks_of(
+        *(
+            random_mask(rng, f"{x.name}.weight", x.weight, "weight", dense=sparse)
+            for x in linears
+        )
+    )
+    recipe = CompileRecipe(target="a100-bf16", tokens=("4096",))
+    (row,) = what_if(path, made, ["a100-bf16"], recipe)
+    planned = plan_model(path, made, recipe)
+    (time,) = planned.report.predicted
+    assert planned.report.totals["products"] == row.products == 1
+    assert (row.dense_us, row.planned_us) == pytest.approx(
+        (time["before_us"], time["after_us"])
+    )
+    (shapes,) = what_if(path, None, ["a100-bf16"], recipe)
+    assert shapes.planned_us == pytest.approx(row.planned_us)
+    assert row.planned_us < row.everywhere_us
+    target = load("a100", "bf16")
+    wide = LAUNCH_GAP_US + target.gemm_us(4096, 3 * 512, 1024)
+    assert row.merged_us == pytest.approx(wide)
+    assert row.speedup_over_merged < row.speedup
+    (note,) = what_if_notes([row])
+    assert note.startswith("dense: one product a weight; if the engine merges")
+
+
+def test_without_matplotlib_the_numbers_are_written_all_the_same(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    path = model.with_name("plan.json")
+    assert run(["plan", str(model), "--targets", "a100-bf16", "-o", str(path)]) == 0
+    assert "no picture: " in capsys.readouterr().err
+    assert json.loads(path.read_text("utf-8"))["version"] == 1
+    assert not path.with_suffix(".png").exists()
 
 
 def test_a_plan_without_masks_or_targets_is_told(

@@ -1,31 +1,15 @@
 """A picture of a benchmark: ratios to the dense model, intervals, and the noise as a band."""
 
-import io
 from pathlib import Path
 from typing import Any
 
-from patch_compile._require import require
 from patch_compile.bench.results import BenchResult
-from patch_compile.errors import RecipeError
-from patch_compile.io.atomic import write_bytes
+from patch_compile.figures import check_plot, new_figure, save_figure
 
-__all__ = ["check_plot", "plot_bench"]
+__all__ = ["plot_bench"]
 
-_KINDS = (".pdf", ".png", ".svg")
 # Models beside each other share a number of tokens; this is the room they take of it.
 _SPREAD = 0.6
-
-
-def check_plot(path: Path) -> None:
-    """Refuses a plot that could not be drawn, before anything is measured.
-
-    Raises:
-        RecipeError: if the file is of a kind that we do not draw.
-        RuntimeUnavailable: if matplotlib is missing.
-    """
-    if path.suffix not in _KINDS:
-        raise RecipeError(f"plot '{path}' | is of no kind we draw; choose {', '.join(_KINDS)}")
-    require("matplotlib", "plot")
 
 
 def plot_bench(found: BenchResult, path: Path) -> None:
@@ -40,12 +24,9 @@ def plot_bench(found: BenchResult, path: Path) -> None:
         RuntimeUnavailable: if matplotlib is missing.
     """
     check_plot(path)
-    figures = require("matplotlib.figure", "plot")
-    figure = figures.Figure(figsize=(7, 4), layout="constrained")
+    figure = new_figure(7, 4)
     _draw(figure.add_subplot(), found)
-    picture = io.BytesIO()
-    figure.savefig(picture, format=path.suffix[1:])
-    write_bytes(path, picture.getvalue())
+    save_figure(figure, path)
 
 
 def _draw(axes: Any, found: BenchResult) -> None:

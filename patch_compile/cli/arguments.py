@@ -15,6 +15,7 @@ from patch_compile.evaluation.settings import EvalRecipe
 from patch_compile.recipe import (
     BenchRecipe,
     BuildRecipe,
+    CalibrateRecipe,
     CompileRecipe,
     ExportRecipe,
     LearnRecipe,
@@ -32,6 +33,7 @@ __all__ = ["config_reader", "config_text", "shown", "split_lists"]
 _RECIPES = (
     BenchRecipe,
     BuildRecipe,
+    CalibrateRecipe,
     CompileRecipe,
     EvalRecipe,
     ExportRecipe,

@@ -8,12 +8,13 @@ from cyclopts import Parameter
 from rich.table import Table
 
 from patch_compile.bench.measure import bench_models
-from patch_compile.bench.plot import check_plot, plot_bench
+from patch_compile.bench.plot import plot_bench
 from patch_compile.bench.results import BenchResult, BenchRow, Measured
 from patch_compile.bench.statistics import Interval
 from patch_compile.cli.console import out, progress_bar, say
 from patch_compile.cli.tables import plain_table
 from patch_compile.errors import RecipeError
+from patch_compile.figures import check_plot
 from patch_compile.io.atomic import write_text
 from patch_compile.recipe import BenchRecipe
 

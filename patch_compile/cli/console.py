@@ -1,8 +1,10 @@
 """How the command line speaks: results to stdout, everything else to stderr."""
 
+import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -15,7 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-__all__ = ["err", "out", "progress_bar", "say", "set_up_logging"]
+__all__ = ["err", "out", "print_json", "print_text", "progress_bar", "say", "set_up_logging"]
 
 # Tables keep their columns when the output is piped to a file or a pager.
 _PIPED_WIDTH = 160
@@ -46,6 +48,16 @@ err = _console(stderr=True)
 def say(text: str) -> None:
     """Tells the user what happens, on stderr."""
     err.print(text)
+
+
+def print_text(text: str) -> None:
+    """Prints exactly this text."""
+    out.print(text, end="")
+
+
+def print_json(data: Mapping[str, Any]) -> None:
+    """Prints plain data as JSON."""
+    print_text(json.dumps(data, indent=1, allow_nan=False) + "\n")
 
 
 def set_up_logging(level: str) -> None:

@@ -14,10 +14,12 @@ from patch_compile.cli import verbs
 from patch_compile.cli.arguments import config_reader, config_text, shown, split_lists
 from patch_compile.cli.bench_verb import bench
 from patch_compile.cli.build_verb import build, results
+from patch_compile.cli.calibrate_verb import calibrate
 from patch_compile.cli.console import say, set_up_logging
 from patch_compile.cli.doctor_verb import doctor
 from patch_compile.cli.eval_verb import eval_
 from patch_compile.cli.learning_verbs import cut, learn
+from patch_compile.cli.plan_verb import plan
 from patch_compile.cli.report_verb import report
 from patch_compile.errors import Mismatch, PatchCompileError, RecipeError
 from patch_compile.io.atomic import write_text
@@ -39,7 +41,7 @@ app = App(
     result_action="return_value",
 )
 app.default(verbs.compile_)
-for verb in (learn, cut, verbs.export, verbs.plan, verbs.inspect):
+for verb in (learn, cut, verbs.export, plan, verbs.inspect):
     app.command(verb)
 app.command(build)
 app.command(results)
@@ -48,6 +50,7 @@ app.command(report)
 app.command(eval_, name="eval")
 app.command(doctor)
 app.command(bench)
+app.command(calibrate)
 app.command(verbs.demo)
 # `run` says that nothing is half-written.
 app.meta.suppress_keyboard_interrupt = False

@@ -21,6 +21,7 @@ __all__ = [
     "tile_map",
     "totals",
     "verification_table",
+    "what_if_notes",
     "what_if_table",
 ]
 
@@ -89,6 +90,12 @@ def totals(report: Report) -> str:
     if report.groups:
         groups = ", ".join(f"{count} {name}" for name, count in total["groups"].items())
         lines.append(f"groups: {groups}; {total['products']} products in all")
+    regrouped = report.made_by.get("regroup")
+    if regrouped is not None:
+        lines.append(
+            f"regrouped: {regrouped['weights']} weights; predicted loss by score "
+            f"{regrouped['loss_before']:.4g} before, {regrouped['loss_after']:.4g} after"
+        )
     lines += _times(report)
     dense = [w.reason for w in report.weights if not w.eligible]
     lines += [f"kept dense: {count} ({reason})" for reason, count in _counted(dense)]
@@ -107,6 +114,10 @@ def _times(report: Report) -> list[str]:
         f"{time['before_us'] / time['after_us']:.2f}x, {basis}"
         for time in report.predicted
     ]
+    if report.speedup is not None and len(report.predicted) > 1:
+        shares = ", ".join(f"{tokens:,} at {share:.0%}" for tokens, share in report.profile)
+        lines.append(f"all of it (tokens {shares} of the time): {report.speedup:.3f}x")
+    lines.append(f"with {report.target['assumed']}")
     if not report.totals["eligible"]:
         lines.append(f"nothing pays on {name}: the model stays dense")
     return lines
@@ -141,11 +152,12 @@ def _inspection_row(weight: WeightInspection) -> tuple[str, ...]:
 def what_if_table(rows: Sequence[WhatIf], *, masked: bool) -> Table:
     """A row a target, predicted speed-ups of the weights that could be cut by tokens."""
     counts = list(dict.fromkeys(row.tokens for row in rows))
+    beyond = {row.tokens for row in rows if row.extrapolated}
     asked = "these masks" if masked else "2:4 wherever it is faster"
     table = plain_table(
         f"Speed-up of the linear layers by {asked}, predicted, by tokens a run",
         "target",
-        *(f"{tokens:,}" for tokens in counts),
+        *(f"{tokens:,}{'†' if tokens in beyond else ''}" for tokens in counts),
         right=len(counts),
     )
     for name in dict.fromkeys(row.target for row in rows):
@@ -153,6 +165,22 @@ def what_if_table(rows: Sequence[WhatIf], *, masked: bool) -> Table:
         mark = "*" if own[0].estimate else ""
         table.add_row(name + mark, *(f"{row.speedup:.2f}x" for row in own))
     return table
+
+
+def what_if_notes(rows: Sequence[WhatIf]) -> list[str]:
+    """What the marks in the table of what-if mean, of those that are there."""
+    notes = []
+    if any(row.merged_us < row.dense_us for row in rows):
+        least = min(row.speedup_over_merged / row.speedup for row in rows)
+        notes.append(
+            "dense: one product a weight; if the engine merges those of one X by itself, "
+            f"gains are up to {1 - least:.0%} smaller (speedup_over_merged in the JSON)"
+        )
+    if any(row.estimate for row in rows):
+        notes.append("* nothing was measured on this GPU: scaled from another by datasheets")
+    if any(row.extrapolated for row in rows):
+        notes.append("† so few or so many tokens were never measured: extrapolated")
+    return notes
 
 
 def tile_map(weight: WeightInspection) -> str:

@@ -1,21 +1,20 @@
 """The verbs. Each parses, calls the API, prints."""
 
-import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from cyclopts import Parameter
 
 from patch_compile import api, verification
 from patch_compile.cli import tables
 from patch_compile.cli.build_verb import build_all
-from patch_compile.cli.console import out, progress_bar, say
+from patch_compile.cli.console import out, print_json, print_text, progress_bar, say
+from patch_compile.cli.plan_verb import plan, print_tables
 from patch_compile.cli.quantizing import quantize_step
-from patch_compile.compiler import compile_model, plan_model
+from patch_compile.compiler import compile_model
 from patch_compile.demo import run_demo
 from patch_compile.errors import Mismatch, RecipeError
 from patch_compile.inspection import inspect_model
-from patch_compile.io.atomic import write_text
 from patch_compile.io.load_masks import load_masks
 from patch_compile.recipe import (
     BuildRecipe,
@@ -24,10 +23,8 @@ from patch_compile.recipe import (
     QuantizeRecipe,
     VerifyRecipe,
 )
-from patch_compile.report import Report
-from patch_compile.whatif import named_targets, what_if
 
-__all__ = ["compile_", "demo", "export", "inspect", "plan", "verify"]
+__all__ = ["compile_", "demo", "export", "inspect", "verify"]
 
 # `name="*"` makes a recipe's fields options of their own: there is no second list of them.
 _FLAT = Parameter(name="*")
@@ -80,7 +77,7 @@ def compile_(
         compiled = compile_model(model, tiles, recipe, progress)
         path = compiled.save(output, progress)
     if not json_:
-        _print_tables(compiled.report)
+        print_tables(compiled.report)
     say(f"wrote {path}")
     if quantizer.quantize is not None and data is not None:
         text = tokenizer or model.with_name("tokenizer.json")
@@ -88,66 +85,7 @@ def compile_(
     if engine.engine != "none":
         build_all(path, output, engine, show=not json_)
     if json_:
-        _print_text(path.with_name("report.json").read_text("utf-8"))
-
-
-def plan(
-    model: Path,
-    /,
-    *,
-    tiles: str | None = None,
-    targets: str | None = None,
-    output: OptionalOutput = None,
-    recipe: Annotated[CompileRecipe, _FLAT] = _COMPILE,
-    json_: Json = False,
-) -> None:
-    """Show what compiling would do, without doing it; or what it would buy on other GPUs.
-
-    Args:
-        model: the dense .onnx file.
-        tiles: masks.json, a .npz, or `infer`; with `targets` it may be left out, which asks
-            what 2:4 would buy at best, from shapes alone.
-        targets: compare predicted speed-ups: `all`, or GPUs and dtypes as in
-            `a100,h100-fp8`, at each number of `tokens`.
-        output: also write plan.json, or the comparison, there.
-        json_: print the report, or the comparison, as JSON.
-    """
-    if targets is not None:
-        _compare(model, tiles, targets.split(","), recipe, output, json_)
-        return
-    if tiles is None:
-        raise RecipeError("tiles | are missing; give --tiles masks.json, or ask --targets all")
-    with progress_bar() as progress:
-        planned = plan_model(model, tiles, recipe, progress)
-    if json_:
-        _print_text(planned.report.to_json())
-    else:
-        _print_tables(planned.report)
-    if output is not None:
-        write_text(output, planned.plan.to_json())
-        say(f"wrote {output}")
-
-
-def _compare(
-    model: Path,
-    tiles: str | None,
-    targets: list[str],
-    recipe: CompileRecipe,
-    output: Path | None,
-    as_json: bool,
-) -> None:
-    with progress_bar() as progress:
-        rows = what_if(model, tiles, named_targets(targets), recipe, progress)
-    facts = {"version": 1, "rows": [row.to_json() for row in rows]}
-    if as_json:
-        _print_json(facts)
-    else:
-        out.print(tables.what_if_table(rows, masked=tiles is not None))
-        if any(row.estimate for row in rows):
-            out.print("* nothing was measured on this GPU: scaled from another by datasheets")
-    if output is not None:
-        write_text(output, json.dumps(facts, indent=1) + "\n")
-        say(f"wrote {output}")
+        print_text(path.with_name("report.json").read_text("utf-8"))
 
 
 def export(
@@ -190,7 +128,7 @@ def inspect(
     with progress_bar() as progress:
         found = inspect_model(model, tile, progress)
     if json_:
-        _print_json(
+        print_json(
             {
                 "weights": [weight.to_json() for weight in found.weights],
                 "left_alone": found.left_alone,
@@ -230,7 +168,7 @@ def verify(
             model, compiled, tiles, recipe, data=data, tokenizer=tokenizer, progress=progress
         )
     if json_:
-        _print_json(found.to_json())
+        print_json(found.to_json())
     else:
         out.print(tables.verification_table(found))
         for name, value in found.perplexity.items():
@@ -250,17 +188,3 @@ def demo(*, output: Output = Path("demo-out")) -> None:
     with progress_bar() as progress:
         table = run_demo(output, progress, say)
     out.print(table)
-
-
-def _print_tables(report: Report) -> None:
-    out.print(tables.report_table(report))
-    out.print(tables.totals(report))
-
-
-def _print_json(data: dict[str, Any]) -> None:
-    _print_text(json.dumps(data, indent=1, allow_nan=False) + "\n")
-
-
-def _print_text(text: str) -> None:
-    """Prints exactly this text."""
-    out.print(text, end="")

@@ -90,6 +90,9 @@ def _speed(times: list[Times], report: Facts) -> str:
     if not times:
         return "No time was predicted, and none was measured."
     gains = ", ".join(f"{ratio(t.total.gain)} at {t.tokens:,} tokens" for t in times)
+    whole = report.get("speedup")
+    if whole is not None and len(times) > 1:
+        gains += f"; {ratio(float(whole))} over all of them, by their share of the time"
     return f"Predicted for {target(report)}, not measured: {gains}."
 
 

@@ -47,11 +47,14 @@ class CompileRecipe:
         tokens: what the time of a target is made of: tokens a run and the share of the dense
             model's time that they take, as in `16:0.9,2048:0.1`; without shares, equal ones.
         sparsity: make tiles dense, dearest by score first, until this share of zeros, 0 to
-            0.5, is left.
+            0.5, is left; with a target, this share where the plan makes time of it.
         speedup: with a target, make tiles dense, at the least loss by score, while the masked
             weights are predicted this many times as fast as dense, as in `1.25x`.
         max_loss: with a target, take the tiles that save most time while their scores, the
             loss increases that `learn` predicts, sum to no more than this.
+        regroup: cut free tile maps anew into whole bands or strips, of as many 2:4 tiles, by
+            their scores, where that makes the plan cheaper. Lossy: tiles that were dense lose
+            the smaller two of every four weights; the report says what it cost.
     """
 
     lowering: LoweringChoice = "auto"
@@ -67,11 +70,17 @@ class CompileRecipe:
     sparsity: float | None = None
     speedup: str | None = None
     max_loss: float | None = None
+    regroup: bool = False
 
     def __post_init__(self) -> None:
         check_kinds(self)
         within("min-gain", self.min_gain, 0.0, 1.0)
         _ = self.profile
+        if self.regroup and self.dtype is not None:
+            raise RecipeError(
+                f"regroup | chooses weights by size, and dtype {self.dtype} changes them; "
+                "export the model in that type"
+            )
         self._check_budget()
 
     def _check_budget(self) -> None:
@@ -99,6 +108,11 @@ class CompileRecipe:
                 f"{by_time[0].replace('_', '-')} | counts predicted time, and no target is "
                 "given; add --target, as in a100-bf16"
             )
+
+    @property
+    def budgeted(self) -> bool:
+        """Whether tiles are to be made dense until a budget is met."""
+        return any(x is not None for x in (self.sparsity, self.speedup, self.max_loss))
 
     @property
     def times(self) -> float | None:

@@ -10,6 +10,7 @@ __all__ = [
     "BenchRecipe",
     "BenchRuntime",
     "BuildRecipe",
+    "CalibrateRecipe",
     "ExportRecipe",
     "QuantizeRecipe",
     "VerifyRecipe",
@@ -183,4 +184,32 @@ class BenchRecipe:
         for name in ("warmup", "threads"):
             within(name, getattr(self, name), 0, 1_000_000)
         within("confidence", self.confidence, 0.5, 0.999)
+        within("timeout", self.timeout, 1e-3, 1e9)
+
+
+@dataclass(frozen=True)
+class CalibrateRecipe:
+    """Which latencies are measured, and how.
+
+    Attributes:
+        tokens: of a run; several, as in `16,256,2048`.
+        dtype: of the operands.
+        like: the GPU whose datasheet is that of the GPU at hand, as in `rtx4090`; None tells
+            it by its name.
+        cuts: also measure halves of every weight, which pieces are like.
+        timeout: seconds that one product may take to build and to run.
+    """
+
+    tokens: tuple[int, ...] = (16, 64, 256, 1024, 4096)
+    dtype: Literal["fp16", "bf16"] = "fp16"
+    like: str | None = None
+    cuts: bool = True
+    timeout: float = 600.0
+
+    def __post_init__(self) -> None:
+        check_kinds(self)
+        if not self.tokens:
+            raise RecipeError("tokens | is empty; expected numbers from 1, as in 16,256")
+        for tokens in self.tokens:
+            within("tokens", tokens, 1, 1_000_000)
         within("timeout", self.timeout, 1e-3, 1e9)

@@ -1,13 +1,16 @@
 """What vendors print about GPUs: the rates that bound any kernel.
 
 Rates are dense, with fp32 accumulation where the sheet tells one from another. Measured
-tables correct them: only the ratios between GPUs matter, for those without a table.
+tables correct them: only the ratios between GPUs matter, for those without a table. Numbers
+that no sheet prints are derived: multiprocessors are CUDA cores over 128 (64 on the A100 and
+A30), and GB10's 125 TFLOP/s of bf16 are its 1 PFLOP/s of fp4 with sparsity, halved thrice.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["BYTES", "GPUS", "Gpu"]
+__all__ = ["BYTES", "GPUS", "Gpu", "named"]
 
 # Bytes of one operand element.
 BYTES: Mapping[str, int] = {"bf16": 2, "fp16": 2, "int8": 1, "fp8": 1}
@@ -57,7 +60,6 @@ GPUS: Mapping[str, Gpu] = {
     "b200": Gpu("B200", 148, 8000, 2250, _HOPPER, "NVIDIA DGX B200 datasheet, by 8"),
     "rtx4090": Gpu("RTX 4090", 128, 1008, 165.2, _GEFORCE_ADA, _ADA),
     "rtx5080": Gpu("RTX 5080", 84, 960, 112.6, _GEFORCE_ADA, _BLACKWELL),
-    # The sheet prints only fp4 with sparsity, 1 PFLOP/s; the usual halvings give bf16.
     "gb10": Gpu("GB10", 48, 273, 125, _HOPPER, "NVIDIA DGX Spark datasheet, derived"),
     "a30": Gpu("A30", 56, 933, 165, _AMPERE, "NVIDIA A30 datasheet", "a100"),
     "a10": Gpu("A10", 72, 600, 125, _AMPERE, "NVIDIA A10 datasheet", "a100"),
@@ -71,3 +73,19 @@ GPUS: Mapping[str, Gpu] = {
     "h200": Gpu("H200", 132, 4800, 989, _HOPPER, "NVIDIA H200 SXM datasheet", "h100"),
     "rtx5090": Gpu("RTX 5090", 170, 1792, 209.5, _GEFORCE_ADA, _BLACKWELL, "rtx5080"),
 }
+
+# Words that make of a name another chip: an RTX 4080 SUPER is no RTX 4080.
+_OTHERS = frozenset({"laptop", "super", "ti", "max"})
+
+
+def named(name: str) -> str | None:
+    """Returns the key of the GPU that its driver calls `name`; None if no sheet is here."""
+    words = _words(name)
+    found = [key for key, gpu in GPUS.items() if _words(gpu.name) <= words]
+    if not found or words & _OTHERS:
+        return None
+    return max(found, key=lambda key: len(_words(GPUS[key].name)))
+
+
+def _words(name: str) -> set[str]:
+    return set(re.findall(r"[a-z0-9]+", name.lower()))

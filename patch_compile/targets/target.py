@@ -6,16 +6,17 @@ M: tokens. N: out features. K: in features.
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from patch_compile.errors import RecipeError
+from patch_compile.errors import ModelError, RecipeError
 from patch_compile.targets.datasheets import BYTES, GPUS
 from patch_compile.targets.model import LatencyModel, Prediction
 from patch_compile.targets.table import Table
 
-__all__ = ["LAUNCH_GAP_US", "Target", "available", "load", "parse"]
+__all__ = ["ASSUMED", "LAUNCH_GAP_US", "Target", "available", "load", "parse"]
 
 # Between two kernels of one CUDA graph: 3.4 us a kernel of 2.9 us (NVIDIA technical blog,
 # "Getting Started with CUDA Graphs", 2019, on a V100).
@@ -26,6 +27,12 @@ _SHORTEST_US = 2.0
 
 # Share of the datasheet's bandwidth that a copy reaches. Assumed; caches may do better.
 _COPY_SHARE = 0.8
+
+# The same in words, for whoever reads a prediction.
+ASSUMED = (
+    f"a launch gap of {LAUNCH_GAP_US} us, {_SHORTEST_US} us of the shortest kernel, and moves "
+    f"and sums at {_COPY_SHARE:.0%} of the datasheet's bandwidth: assumed, not measured"
+)
 
 # Activations are bf16 or fp16 between products, whatever the operands' dtype.
 _ACTIVATION_BYTES = 2
@@ -39,16 +46,18 @@ class Target:
         gpu: as in `available`.
         dtype: of the operands of products.
         model: of the products.
+        file: the table it was read from; None for those that are shipped.
     """
 
     gpu: str
     dtype: str
     model: LatencyModel
+    file: Path | None = None
 
     @property
     def name(self) -> str:
-        """`gpu-dtype`, as `parse` takes it."""
-        return f"{self.gpu}-{self.dtype}"
+        """`gpu-dtype`, as `parse` takes it, or the name of the table's file."""
+        return self.file.name if self.file is not None else f"{self.gpu}-{self.dtype}"
 
     @property
     def estimate(self) -> bool:
@@ -58,10 +67,18 @@ class Target:
     @property
     def basis(self) -> str:
         """In words, what its predictions rest on."""
+        if self.file is not None:
+            return f"predicted from latencies of {self.model.table.source}"
         table = f"{self.model.table.gpu}-{self.model.table.dtype}"
         if self.estimate:
             return f"an estimate, scaled from latencies measured on {table} by datasheets"
         return "predicted from measured GEMM latencies"
+
+    @property
+    def measured_tokens(self) -> tuple[int, int]:
+        """The fewest and the most tokens of its table."""
+        tokens = self.model.table.sizes[:, 0]
+        return int(tokens.min()), int(tokens.max())
 
     def gemm_us(self, m: int, n: int, k: int, *, sparse24: bool = False) -> float:
         """Predicts the microseconds of `Y[m, n] = X[m, k] W[n, k]^T`.
@@ -134,17 +151,47 @@ def load(gpu: str, dtype: str) -> Target:
 
 
 def parse(name: str) -> Target:
-    """Returns the target of a name like `a100-bf16`.
+    """Returns the target of a name like `a100-bf16`, or of a table that `calibrate` wrote.
+
+    Args:
+        name: a GPU and a dtype, or the path of a .json file.
 
     Raises:
         RecipeError: if it is none.
+        ModelError: if the file is no table.
     """
+    if name.endswith(".json"):
+        return _own(Path(name))
     gpu, dash, dtype = name.partition("-")
     if not dash:
         raise RecipeError(
             f"target '{name}' | names no dtype; expected a GPU and a dtype, like 'a100-bf16'"
         )
     return load(gpu, dtype)
+
+
+def _own(path: Path) -> Target:
+    try:
+        return _read(path.resolve(), path.stat().st_mtime_ns)
+    except OSError as error:
+        raise RecipeError(
+            f"target '{path}' | cannot be read: {error.strerror}; expected a table that "
+            "calibrate wrote, or a GPU and a dtype, like 'a100-bf16'"
+        ) from error
+
+
+@cache
+def _read(path: Path, changed: int) -> Target:
+    """Reads a file anew when it was changed; equal targets share what was predicted."""
+    del changed
+    try:
+        table = Table.from_json(path.read_text("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ModelError(f"table '{path.name}' | is no text; make it again") from error
+    if not table.parameters:
+        raise ModelError(f"table '{path.name}' | has no parameters; make it by calibrate")
+    model = LatencyModel(table, GPUS[table.gpu], table.dtype)
+    return Target(table.gpu, table.dtype, model, path)
 
 
 def _table_name(gpu: str, dtype: str) -> str:

@@ -16,7 +16,7 @@ from patch_compile.tiles.blocks import (
     sunk_pieces,
 )
 from patch_compile.tiles.cost import Cost, MultiplyAdds
-from patch_compile.tiles.operations import Operations, in_order, of_group, of_pieces
+from patch_compile.tiles.operations import in_order, of_plan
 from patch_compile.tiles.plan import BlockLowering, GroupPlan, Plan, WeightPlan
 from patch_compile.tiles.planner import NO_BLOCK, plan_weight, saving
 from patch_compile.tiles.weight_mask import WeightMask, concatenate
@@ -135,14 +135,7 @@ def _grouped(
 
 def _rank(planner: _Planner, choice: _Choice) -> tuple[float, int, int, int]:
     """Price, then products, then all operations, then features moved: less is better."""
-    grouped = {name for group in choice.groups for name in group.weights}
-    plans = {plan.weight: plan for plan in choice.plans}
-    bill = Operations()
-    for group in choice.groups:
-        bill += of_group(group, [plans[name] for name in group.weights])
-    for name, plan in plans.items():
-        if name not in grouped:
-            bill += of_pieces(plan.shape, plan.pieces)
+    bill = of_plan(Plan(choice.plans, choice.groups))
     return bill.price(planner.cost), len(bill.products), bill.launches, sum(bill.moved)
 
 

@@ -11,6 +11,7 @@ from patch_compile.tiles.cost import Cost
 from patch_compile.tiles.plan import (
     GroupPlan,
     Piece,
+    Plan,
     Role,
     Span,
     WeightPlan,
@@ -24,6 +25,7 @@ __all__ = [
     "in_order",
     "of_group",
     "of_pieces",
+    "of_plan",
     "price",
     "products",
     "shared_order",
@@ -39,22 +41,27 @@ class Operations:
         products: (N, K, role) of every MatMul.
         moved: features a token of every Concat, Gather, Slice and Split.
         added: features a token of every Add.
+        again: kernels of elementwise operations that run once more than in the dense graph,
+            on parts of what they ran on; engines fuse such a chain into one kernel, so each
+            costs a launch and moves nothing new.
     """
 
     products: tuple[tuple[int, int, Role], ...] = ()
     moved: tuple[int, ...] = ()
     added: tuple[int, ...] = ()
+    again: int = 0
 
     def __add__(self, other: "Operations") -> "Operations":
         return Operations(
             self.products + other.products,
             self.moved + other.moved,
             self.added + other.added,
+            self.again + other.again,
         )
 
     @property
     def launches(self) -> int:
-        """Number of operations."""
+        """Number of operations, but for those that run again and melt into one another."""
         return len(self.products) + len(self.moved) + len(self.added)
 
     def price(self, cost: Cost) -> float:
@@ -65,6 +72,7 @@ class Operations:
             )
             + sum(cost.moved(features) for features in self.moved)
             + sum(cost.added(features) for features in self.added)
+            + self.again * cost.moved(0)
         )
 
 
@@ -105,9 +113,17 @@ def of_group(group: GroupPlan, plans: Sequence[WeightPlan]) -> Operations:
     products = _wide(rows) if group.merged else _apart(rows)
     last = plans[-1]
     if group.lowering == "branches":
-        return products + Operations(_products(last.pieces), (), (last.shape[0],))
-    gathered = Operations(moved=(rows[0].shape[0],))
+        return products + Operations(_products(last.pieces), (), (last.shape[0],), again=1)
+    gathered = Operations(moved=(rows[0].shape[0],), again=1)
     return products + gathered + _joined(last)
+
+
+def of_plan(plan: Plan) -> Operations:
+    """The bill of all weights of a plan, those of a group together."""
+    alone = {weight.weight: weight for weight in plan.weights}
+    bills = [of_group(group, [alone.pop(n) for n in group.weights]) for group in plan.groups]
+    bills += [of_pieces(weight.shape, weight.pieces) for weight in alone.values()]
+    return sum(bills, Operations())
 
 
 def stacked(plans: Sequence[WeightPlan]) -> tuple[Piece, ...]:

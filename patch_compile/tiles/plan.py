@@ -245,17 +245,20 @@ class Plan:
         weights: one plan a weight.
         groups: no weight is in two of them.
         predicted: with a target, total microseconds before and after, by tokens.
+        speedup: over all tokens by their share of the dense time; None without a target.
     """
 
     weights: tuple[WeightPlan, ...]
     groups: tuple[GroupPlan, ...] = ()
     predicted: tuple[Mapping[str, Any], ...] = ()
+    speedup: float | None = None
 
     def to_json(self) -> str:
         """Returns the whole plan as JSON text."""
         data: dict[str, Any] = {
             "version": 2,
             **({"predicted": list(self.predicted)} if self.predicted else {}),
+            **({} if self.speedup is None else {"speedup": self.speedup}),
             "weights": [plan.to_json() for plan in self.weights],
             "groups": [group.to_json() for group in self.groups],
         }
@@ -269,4 +272,5 @@ class Plan:
             tuple(WeightPlan.from_json(entry) for entry in data["weights"]),
             tuple(GroupPlan.from_json(entry) for entry in data.get("groups", ())),
             tuple(data.get("predicted", ())),
+            data.get("speedup"),
         )

@@ -3,7 +3,8 @@
 N: out features. K: in features.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from patch_compile.tiles.operations import price
 from patch_compile.tiles.plan import Lowering, Piece, Role, Span, WeightPlan
 from patch_compile.tiles.weight_mask import WeightMask, concatenate
 
-__all__ = ["NO_BLOCK", "over_all_columns", "plan_weight", "saving", "spans_of", "strips"]
+__all__ = ["NO_BLOCK", "over_all_columns", "plan_weight", "saving", "spans_of"]
 
 Pieces = tuple[Piece, ...]
 
@@ -68,9 +69,7 @@ def _decide(
 def _cheapest(
     mask: WeightMask, dense: Pieces, min_gain: float, cost: Cost
 ) -> tuple[Lowering, Pieces, str]:
-    found: dict[Lowering, Pieces] = {
-        name: pieces for name, cut in _CUTS.items() if (pieces := cut(mask)) is not None
-    }
+    found = _cuts(mask)
     if not found:
         return "dense", dense, "no band, strip or cover of this tile map is wholly 2:4"
     # On equal cost the earlier, simpler form wins: dicts keep the order of _CUTS.
@@ -84,6 +83,12 @@ def _cheapest(
     return best, found[best], saving(gain, cost)
 
 
+# A comparison asks for the cuts of every mask once a target and number of tokens.
+@lru_cache(maxsize=4096)
+def _cuts(mask: WeightMask) -> Mapping[Lowering, Pieces]:
+    return {name: pieces for name, cut in _CUTS.items() if (pieces := cut(mask)) is not None}
+
+
 def saving(gain: float, cost: Cost) -> str:
     """Says what share of the dense price a form saves."""
     return f"saves {gain:.1%} of {cost.unit}"
@@ -95,14 +100,6 @@ def over_all_columns(mask: WeightMask, cost: Cost) -> Pieces:
     forms = [_whole(mask), _columns(mask), (Piece("dense", ((0, n),), ((0, k),)),)]
     found = [pieces for pieces in forms if pieces is not None]
     return min(found, key=lambda pieces: price(mask.shape, pieces, cost))
-
-
-def strips(mask: WeightMask) -> list[Pieces]:
-    """The cuts of a tile map that need no cover: whole, by bands of N, by strips of K."""
-    if mask.shape[1] % 4:
-        return []
-    cuts = (_whole(mask), _columns(mask), _reduction(mask))
-    return [pieces for pieces in cuts if pieces is not None]
 
 
 def _refusal(mask: WeightMask) -> str | None:
@@ -131,8 +128,10 @@ def _reduction(mask: WeightMask) -> Pieces | None:
 
 
 def _cover(mask: WeightMask) -> Pieces | None:
-    if 1 in mask.dense.shape:
-        return None  # with one band or one strip there is nothing to combine
+    bands, strips = mask.dense.any(axis=1), mask.dense.any(axis=0)
+    # One band or strip, whole bands or whole strips: there is nothing to combine.
+    if 1 in mask.dense.shape or mask.dense[bands].all() or mask.dense[:, strips].all():
+        return None
     n, k = mask.shape
     rows, columns = minimum_cover(mask.dense, mask.grid.heights * k, mask.grid.widths * n)
     return _cut(mask.grid, rows, columns) if rows.any() and columns.any() else None
@@ -180,7 +179,8 @@ def _cut(
 
 def spans_of(edges: Sequence[int], chosen: NDArray[np.bool_]) -> tuple[Span, ...]:
     """Joins the chosen intervals between edges to spans that never touch."""
-    turns = np.flatnonzero(np.diff(chosen, prepend=False, append=False)).tolist()
+    held = np.concatenate([[False], chosen, [False]])
+    turns = np.flatnonzero(held[1:] != held[:-1]).tolist()
     return tuple(
         (edges[start], edges[stop])
         for start, stop in zip(turns[::2], turns[1::2], strict=True)

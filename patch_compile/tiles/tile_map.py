@@ -14,7 +14,7 @@ from patch_compile.report import TileMap
 from patch_compile.tiles.geometry import TileGrid
 from patch_compile.tiles.plan import Piece, Span
 
-__all__ = ["tile_map"]
+__all__ = ["computed_sparse", "tile_map", "touched"]
 
 # 8 KB a bit map: a weight of 32,768 x 32,768 in tiles of 128 x 128.
 _MOST_TILES = 65_536
@@ -33,19 +33,22 @@ def tile_map(
     if dense.size > _MOST_TILES:
         return None
     return TileMap(
-        _runs(grid.rows), _runs(grid.columns), _bits(~dense), _computed(grid, pieces)
+        _runs(grid.rows),
+        _runs(grid.columns),
+        _bits(~dense),
+        _bits(computed_sparse(grid, pieces)),
     )
 
 
-def _computed(grid: TileGrid, pieces: Sequence[Piece]) -> str:
-    """Marks the tiles that 2:4 pieces hold whole."""
+def computed_sparse(grid: TileGrid, pieces: Sequence[Piece]) -> NDArray[np.bool_]:
+    """Marks the tiles, bool (R, C), that 2:4 pieces hold whole."""
     held = np.zeros(grid.tiles, np.bool_)
     for piece in pieces:
         if piece.role == "sparse24":
             held |= np.outer(
                 _within(grid.rows, piece.rows), _within(grid.columns, piece.columns)
             )
-    return _bits(held)
+    return held
 
 
 def _within(edges: Sequence[int], spans: Sequence[Span]) -> NDArray[np.bool_]:
@@ -54,6 +57,31 @@ def _within(edges: Sequence[int], spans: Sequence[Span]) -> NDArray[np.bool_]:
     for start, stop in spans:
         held |= (starts >= start) & (stops <= stop)
     return held
+
+
+def touched(grid: TileGrid, pieces: Sequence[Piece], start: int) -> NDArray[np.bool_]:
+    """Marks the tiles, bool (R, C), that a 2:4 piece holds any of.
+
+    Args:
+        grid: the cut of some rows of a weight into tiles.
+        pieces: what the weight becomes.
+        start: the first of those rows.
+    """
+    rows = [start + edge for edge in grid.rows]
+    found = np.zeros(grid.tiles, np.bool_)
+    for piece in pieces:
+        if piece.role == "sparse24":
+            found |= np.outer(_meets(rows, piece.rows), _meets(grid.columns, piece.columns))
+    return found
+
+
+def _meets(edges: Sequence[int], spans: Sequence[Span]) -> NDArray[np.bool_]:
+    edge, (starts, stops) = np.array(edges), np.array(spans).T
+    # A span that stops before a tile starts, or starts after it stops, does not meet it.
+    met: NDArray[np.bool_] = np.any(
+        (edge[:-1, None] < stops) & (edge[1:, None] > starts), axis=1
+    )
+    return met
 
 
 def _bits(flags: NDArray[np.bool_]) -> str:

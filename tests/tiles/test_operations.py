@@ -119,10 +119,23 @@ def test_branches_add_once_and_split_where_merged() -> None:
     merged = GroupPlan("branches", ("g", "u"), "d", True, "")
     summed: tuple[tuple[int, int, Role], ...] = ((5, 8, "dense"), (5, 8, "sparse24"))
     both: tuple[tuple[int, int, Role], ...] = ((8, K, "dense"), (8, K, "sparse24"))
-    assert of_group(apart, [*rows, last]) == Operations((*both, *both, *summed), (), (5,))
-    assert of_group(merged, [*rows, last]) == Operations(
-        ((16, K, "dense"), (16, K, "sparse24"), *summed), (16, 16), (5,)
+    assert of_group(apart, [*rows, last]) == Operations(
+        (*both, *both, *summed), (), (5,), again=1
     )
+    assert of_group(merged, [*rows, last]) == Operations(
+        ((16, K, "dense"), (16, K, "sparse24"), *summed), (16, 16), (5,), again=1
+    )
+
+
+def test_what_runs_again_costs_a_launch_and_moves_nothing() -> None:
+    class Launches(Counting):
+        def moved(self, features: int) -> float:
+            return 7.0 + 100.0 * features
+
+    twice = Operations(again=1) + Operations(again=1)
+    assert twice.again == 2
+    assert twice.price(Launches()) == 14.0
+    assert twice.price(MultiplyAdds()) == 0.0
 
 
 def test_sunk_order_moves_the_inner_axis_once() -> None:
@@ -131,7 +144,7 @@ def test_sunk_order_moves_the_inner_axis_once() -> None:
     last = WeightPlan("d", ("d",), (5, 16), "sink-order", pieces, "")
     group = GroupPlan("sink-order", ("g",), "d", False, "")
     assert of_group(group, [*rows, last]) == Operations(
-        ((8, K, "dense"), (8, K, "sparse24"), (5, 16, "sparse24")), (16,), ()
+        ((8, K, "dense"), (8, K, "sparse24"), (5, 16, "sparse24")), (16,), (), again=1
     )
 
 
