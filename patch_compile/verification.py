@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from patch_compile._require import require
 from patch_compile.expected import masked_tensors, recipe_beside
-from patch_compile.papers import add_to_report
+from patch_compile.papers import add_to_report, with_versions
 from patch_compile.recipe import VerifyRecipe
 from patch_compile.tiles.masks import Masks
 
@@ -99,7 +99,10 @@ def verify(
         "data": None if text is None else text.name,
         "recipe": asdict(recipe),
     }
-    add_to_report(compiled, lambda report: {**report, "verification": facts})
+    used = {"onnxruntime": require("onnxruntime", "cpu").__version__}
+    add_to_report(
+        compiled, lambda report: {**with_versions(report, used), "verification": facts}
+    )
     return found
 
 

@@ -7,6 +7,7 @@ arguments of the Python API; there is no second schema.
 from patch_compile.recipe.compiling import CastType, CompileRecipe
 from patch_compile.recipe.learning import LearnRecipe
 from patch_compile.recipe.running import (
+    Baseline,
     BenchRecipe,
     BenchRuntime,
     BuildRecipe,
@@ -16,6 +17,7 @@ from patch_compile.recipe.running import (
 )
 
 __all__ = [
+    "Baseline",
     "BenchRecipe",
     "BenchRuntime",
     "BuildRecipe",

@@ -7,6 +7,7 @@ from patch_compile.errors import RecipeError
 from patch_compile.recipe.checks import check_kinds, within
 
 __all__ = [
+    "Baseline",
     "BenchRecipe",
     "BenchRuntime",
     "BuildRecipe",
@@ -18,7 +19,8 @@ __all__ = [
 FloatType = Literal["fp32", "fp16", "bf16"]
 Precision = Literal["fp16", "bf16", "int8", "fp8"]
 Hardware = Literal["same", "ampere-plus", "same-capability"]
-BenchRuntime = Literal["ort-cpu", "ort-cuda", "ort-tensorrt", "ort-rtx"]
+BenchRuntime = Literal["ort-cpu", "ort-cuda", "ort-tensorrt", "ort-rtx", "trtexec"]
+Baseline = Literal["dense", "all-2:4", "ffn-only"]
 
 
 @dataclass(frozen=True)
@@ -145,8 +147,15 @@ class BenchRecipe:
 
     Attributes:
         runtime: what runs the models: ONNX Runtime on its `ort-cpu`, `ort-cuda`,
-            `ort-tensorrt` or `ort-rtx` provider.
+            `ort-tensorrt` or `ort-rtx` provider, or engines that `trtexec` builds and times.
         tokens: of a sequence; several, as in `1,128`, are measured one after the other.
+        baselines: models made from the dense one and measured in the same rounds. `all-2:4`
+            and `ffn-only` have every weight that the compiled model's report names, or those
+            of its MLPs alone, 2:4 by magnitude: good for times, and for nothing else.
+            `dense` casts the dense model as the compiled one was cast, and is measured in
+            its place.
+        rebuilds: further times that the dense model is opened, on TensorRT built, anew;
+            by how much they differ from the first is the noise.
         batch: sequences at a time.
         rounds: in each of them every model is timed once, in an order drawn anew.
         warmup: runs of every model before the first round.
@@ -160,6 +169,8 @@ class BenchRecipe:
 
     runtime: BenchRuntime = "ort-cpu"
     tokens: tuple[int, ...] = (128,)
+    baselines: tuple[Baseline, ...] = ()
+    rebuilds: int = 1
     batch: int = 1
     rounds: int = 30
     warmup: int = 3
@@ -178,6 +189,9 @@ class BenchRecipe:
             within("tokens", tokens, 1, 1_000_000)
         for name in ("batch", "runs"):
             within(name, getattr(self, name), 1, 1_000_000)
+        within("rebuilds", self.rebuilds, 1, 9)
+        if len(set(self.baselines)) < len(self.baselines):
+            raise RecipeError(f"baselines | are {self.baselines}; expected each once")
         # An interval of fewer samples says nothing.
         within("rounds", self.rounds, 5, 1_000_000)
         for name in ("warmup", "threads"):
