@@ -114,7 +114,9 @@ class BenchResult:
 
     def to_report(self) -> list[dict[str, Any]]:
         """Returns what a report keeps: a row a number of tokens, without samples."""
-        return [self._reported(tokens) for tokens in dict.fromkeys(r.tokens for r in self.rows)]
+        return [
+            self._reported(tokens) for tokens in dict.fromkeys(r.tokens for r in self.rows)
+        ]
 
     def _reported(self, tokens: int) -> dict[str, Any]:
         rows = {row.model: row for row in self.rows if row.tokens == tokens}

@@ -11,7 +11,14 @@ from typing import Any
 from patch_compile.page.formats import known, percent, ratio
 from patch_compile.page.times import Times
 
-__all__ = ["NOT_MEASURED", "Comparison", "comparisons", "measured_figure", "measured_gains", "measurement"]
+__all__ = [
+    "NOT_MEASURED",
+    "Comparison",
+    "comparisons",
+    "measured_figure",
+    "measured_gains",
+    "measurement",
+]
 
 Facts = Mapping[str, Any]
 

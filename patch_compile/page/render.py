@@ -96,7 +96,9 @@ def _facts(report: Mapping[str, Any], times: Sequence[Times]) -> dict[str, Any]:
     return {
         "weights": weights,
         "engines": [entry["engine"] for entry in report["engines"]],
-        "measured": f"the model as a whole, {value} {how}" if report.get("measured") else value,
+        "measured": f"the model as a whole, {value} {how}"
+        if report.get("measured")
+        else value,
     }
 
 

@@ -20,6 +20,7 @@ FloatType = Literal["fp32", "fp16", "bf16"]
 Precision = Literal["fp16", "bf16", "int8", "fp8"]
 Hardware = Literal["same", "ampere-plus", "same-capability"]
 BenchRuntime = Literal["ort-cpu", "ort-cuda", "ort-tensorrt", "ort-rtx", "trtexec"]
+Calibration = Literal["minmax", "percentile", "entropy"]
 Baseline = Literal["dense", "all-2:4", "ffn-only"]
 
 
@@ -104,16 +105,36 @@ class QuantizeRecipe:
         quantize: the type of products over weights, in Q/DQ nodes; None quantises nothing.
         calibration_tokens: of the text that ranges of activations are taken from.
         calibration_window: tokens in a window of it.
+        quantize_ignore: globs or `re:` patterns of weights, or of their nodes, that keep
+            their type; your own take the place of the default, which is the head.
+        quantize_outliers: products keep their type where one token's largest element is more
+            than this many times as large as a typical token's, in their input or output: its
+            scale would leave the others no steps. 0 quantises them all the same.
+        calibration: ranges of int8 activations: `minmax` takes the largest that was seen;
+            `percentile` and `entropy` cut the largest off, which ruins models whose outliers
+            carry meaning, as those of most language models do.
+        calibration_percentile: of `percentile`, 50 to 100.
     """
 
     quantize: Literal["int8", "fp8"] | None = None
     calibration_tokens: int = 1024
     calibration_window: int = 128
+    quantize_ignore: tuple[str, ...] = ("*lm_head*",)
+    quantize_outliers: float = 16.0
+    calibration: Calibration = "minmax"
+    calibration_percentile: float = 99.999
 
     def __post_init__(self) -> None:
         check_kinds(self)
+        within("quantize-outliers", self.quantize_outliers, 0.0, 1e12)
+        within("calibration-percentile", self.calibration_percentile, 50.0, 100.0)
         within("calibration-window", self.calibration_window, 2, 1_000_000)
         within("calibration-tokens", self.calibration_tokens, self.calibration_window, 1e9)
+        if self.quantize == "fp8" and self.calibration != "minmax":
+            raise RecipeError(
+                f"calibration | is '{self.calibration}', and fp8 takes the largest magnitude "
+                "that was seen; leave it at minmax"
+            )
 
 
 @dataclass(frozen=True)
