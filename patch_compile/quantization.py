@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
@@ -133,26 +133,27 @@ def _kept(
     products: Mapping[str, _Product], found: Mapping[str, Spread], recipe: QuantizeRecipe
 ) -> dict[str, str]:
     """Products that keep their type, by node name, each with the reason."""
-    names = {
-        name
+    reasons = {
+        name: _ignored(name, product.label, recipe) or _ruined(found[name], recipe)
         for name, product in products.items()
-        if not chosen([product.label], (), recipe.quantize_ignore)
-        or not chosen([name], (), recipe.quantize_ignore)
     }
-    kept = dict.fromkeys(
-        (name for name in products if name in names), "left out by the recipe"
+    return {name: reason for name, reason in reasons.items() if reason is not None}
+
+
+def _ignored(name: str, label: str, recipe: QuantizeRecipe) -> str | None:
+    left = chosen([name, label], (), recipe.quantize_ignore)
+    return None if len(left) == 2 else "left out by quantize-ignore"
+
+
+def _ruined(spread: Spread, recipe: QuantizeRecipe) -> str | None:
+    limit = recipe.quantize_outliers
+    if not limit or spread.worst <= limit:
+        return None
+    side = "input" if spread.input >= spread.output else "output"
+    return (
+        f"a token of its {side} is {spread.worst:,.0f} times as large as a typical one, over "
+        f"the {limit:g} of quantize-outliers: too few steps would be left for the others"
     )
-    for name in products:
-        spread = found[name]
-        if name in kept or not recipe.quantize_outliers:
-            continue
-        if spread.worst > recipe.quantize_outliers:
-            side = "input" if spread.input >= spread.output else "output"
-            kept[name] = (
-                f"a token of its {side} is {spread.worst:,.0f} times as large as a typical one, "
-                f"which leaves the others too few steps (limit {recipe.quantize_outliers:g})"
-            )
-    return kept
 
 
 def _calibration(

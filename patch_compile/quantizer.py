@@ -1,4 +1,4 @@
-"""ONNX Runtime's quantiser, asked for what TensorRT takes: symmetric, one scale an activation."""
+"""ONNX Runtime's quantiser, asked for what TensorRT takes: a scale an activation."""
 
 import io
 import logging

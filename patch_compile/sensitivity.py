@@ -73,7 +73,7 @@ def spreads(
     """
     runtime = require("patch_compile.runtimes.onnxruntime", "cpu")
     graph = load_model(model)
-    ends = {name: ends for name, ends in _ends(graph, frozenset(products))}
+    ends = _ends(graph, frozenset(products))
     values = {value.name or "": value for pair in ends.values() for value in pair}
     outputs = observe(graph, list(values.values()))
     peaks: dict[str, list[NDArray[Any]]] = {name: [] for name in outputs}
@@ -98,11 +98,10 @@ def spreads(
     }
 
 
-def _ends(
-    model: ir.Model, products: frozenset[str]
-) -> list[tuple[str, tuple[ir.Value, ir.Value]]]:
+def _ends(model: ir.Model, products: frozenset[str]) -> dict[str, tuple[ir.Value, ir.Value]]:
+    """Input and output of each product, by node name."""
     nodes = [node for node in model.graph if node.name in products]
-    return [(n.name or "", (x, n.outputs[0])) for n in nodes if (x := n.inputs[0]) is not None]
+    return {n.name or "": (x, n.outputs[0]) for n in nodes if (x := n.inputs[0]) is not None}
 
 
 def spread_of(peaks: NDArray[np.float32]) -> float:

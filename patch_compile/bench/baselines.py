@@ -1,7 +1,7 @@
 """Models to measure a compiled one against, made from its dense original.
 
-Their 2:4 patterns are by magnitude: good for times, which do not depend on the pattern, and for
-nothing else. They take the type and the joint products that the compiled model has.
+Their 2:4 patterns are by magnitude: good for times, which do not depend on the pattern, and
+for nothing else. They take the type and the joint products that the compiled model has.
 """
 
 import json
