@@ -1,7 +1,6 @@
 """Plans are plain data that survive JSON."""
 
 import json
-from typing import get_args
 
 import numpy as np
 from hypothesis import given
@@ -11,7 +10,6 @@ from patch_compile.tiles.plan import (
     LOWERINGS,
     GroupLowering,
     GroupPlan,
-    Lowering,
     Part,
     Piece,
     Plan,
@@ -79,9 +77,6 @@ def test_plan_of_version_one_reads_as_one_without_groups() -> None:
     assert plan.groups == ()
     assert plan.weights[0].pieces == (Piece("dense", ((0, 8),), ((0, 16),)),)
 
-
-def test_constant_of_lowerings_lists_the_type_s_own() -> None:
-    assert get_args(Lowering) == LOWERINGS
 
 
 @given(spans(), st.integers(1, 300))
