@@ -1,7 +1,7 @@
 """The report beside a compiled model: later verbs add what they learn to it."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from patch_compile.expected import read_beside
 from patch_compile.io.atomic import locked_folder, write_text
 from patch_compile.page.render import page_of
 
-__all__ = ["add_to_report", "draw_report"]
+__all__ = ["add_to_report", "draw_report", "with_versions"]
 
 _REPORT, _PAGE = "report.json", "report.html"
 
@@ -41,6 +41,11 @@ def add_to_report(model: Path, change: Callable[[dict[str, Any]], dict[str, Any]
         write_text(folder / _REPORT, text)
         write_text(folder / _PAGE, page)
     return True
+
+
+def with_versions(report: dict[str, Any], versions: Mapping[str, str]) -> dict[str, Any]:
+    """Returns a report that also names the releases of what was used on the model since."""
+    return {**report, "versions": {**report["versions"], **versions}}
 
 
 def draw_report(source: Path, output: Path | None = None) -> Path:

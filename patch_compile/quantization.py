@@ -1,15 +1,13 @@
 """Compiled models with their products in int8 or fp8, through ONNX Runtime's quantiser.
 
 Weights are quantised symmetrically: zero stays zero, so that a 2:4 piece stays 2:4. Outputs
-of products are quantised too, for TensorRT's sparse int8 products write int8.
+of products are quantised too, for TensorRT's sparse int8 products write int8. Products that
+outliers would ruin keep their type; see `sensitivity`.
 """
 
-import io
 import json
-import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -22,9 +20,14 @@ from patch_compile.errors import InternalError, ModelError, RecipeError
 from patch_compile.expected import read_beside
 from patch_compile.io.atomic import stage_text, staged_folder
 from patch_compile.io.onnx_model import load_model
+from patch_compile.names import chosen
 from patch_compile.page.render import page_of
+from patch_compile.papers import with_versions
 from patch_compile.passes.quantized import quantized_pieces
+from patch_compile.passes.sites import WEIGHT
+from patch_compile.quantizer import Feeds, Reader, float_weight, quantise
 from patch_compile.recipe import QuantizeRecipe
+from patch_compile.sensitivity import Sensitivity, sensitivities
 
 if TYPE_CHECKING:
     from patch_compile.runtimes.onnxruntime import Session
@@ -32,7 +35,15 @@ if TYPE_CHECKING:
 __all__ = ["Quantized", "quantize_model"]
 
 Progress = Callable[[int, int, str], None]
-Feeds = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Product:
+    """A product: its weight's name for people and in the graph, and the weight."""
+
+    label: str
+    value: str
+    weight: ir.TensorProtocol
 
 
 @dataclass(frozen=True)
@@ -42,6 +53,8 @@ class Quantized:
     Attributes:
         type: `int8` or `fp8`.
         products: that were quantised, the uncut ones included.
+        kept: by name of a weight, why it keeps its type.
+        sensitivity: by name of a weight, what was measured of its product; see `Sensitivity`.
         pieces: of them those that the compiler made.
         eligible: pieces that are 2:4 in their stored bytes.
         quantized_outputs: eligible pieces whose output is quantised before anything takes it;
@@ -51,6 +64,8 @@ class Quantized:
 
     type: str
     products: int
+    kept: Mapping[str, str]
+    sensitivity: Mapping[str, Mapping[str, Any]]
     pieces: int
     eligible: int
     quantized_outputs: int
@@ -67,8 +82,9 @@ def quantize_model(
 ) -> Quantized:
     """Replaces a compiled model by its quantised form; its report.json tells of it.
 
-    Products over constant weights get Q/DQ nodes: weights one scale for each of N, inputs and
-    outputs one scale in all. Everything else keeps its type.
+    Products over constant weights get Q/DQ nodes: int8 weights one scale for each of N, fp8
+    weights, inputs and outputs one scale in all. Everything else keeps its type, and so do
+    the products that the recipe leaves out.
 
     Args:
         compiled: compiled.onnx, float32 (for int8 also float16), with report.json beside it.
@@ -80,7 +96,7 @@ def quantize_model(
 
     Raises:
         ModelError: the model cannot be read or run, or has no product to quantise.
-        RecipeError: the recipe names no type, or the text is too short.
+        RecipeError: the recipe names no type or leaves no product, or the text is too short.
         RuntimeUnavailable: onnxruntime is missing.
     """
     compiled = Path(compiled)
@@ -88,21 +104,57 @@ def quantize_model(
         raise RecipeError("quantize | is not given; choose int8 or fp8")
     products = _products(load_model(compiled))
     _check_types(compiled, products, recipe)
-    names = list(products)
     tokens = Path(tokenizer or compiled.with_name("tokenizer.json"))
     feeds = _calibration(compiled, recipe, Path(data), tokens)
+    found = sensitivities(compiled, list(products), feeds, progress)
+    kept = _kept(products, found, recipe)
+    wanted = {name: found[name] for name in products if name not in kept}
+    if not wanted:
+        raise RecipeError(
+            f"quantize-ignore and quantize-error | leave none of {len(products)} products, "
+            f"the first for '{next(iter(kept.values()))}'; expected one at least; mend them"
+        )
     with staged_folder(compiled.parent) as stage:
         target = stage / compiled.name
-        _quantise(compiled, target, recipe, names, _Reader(feeds, progress))
+        quantise(compiled, target, recipe, wanted, Reader(feeds, progress))
         for file in stage.iterdir():
             # The quantiser's files are its user's alone.
             shutil.copymode(compiled, file)
-        found = _checked(load_model(target), recipe, len(feeds), len(names))
-        noted = partial(_with_note, found)
+        labels = {name: product.label for name, product in products.items()}
+        facts = _checked(load_model(target), recipe, len(feeds), labels, kept, found)
+        noted = partial(_with_note, facts)
         report = read_beside(compiled, "report.json", noted)
         stage_text(stage / "report.json", report)
         stage_text(stage / "report.html", page_of(report))
-    return found
+    return facts
+
+
+def _kept(
+    products: Mapping[str, _Product], found: Mapping[str, Sensitivity], recipe: QuantizeRecipe
+) -> dict[str, str]:
+    """Products that keep their type, by node name, each with the reason."""
+    reasons = {
+        name: _ignored(name, product.label, recipe) or _ruined(found[name], recipe)
+        for name, product in products.items()
+    }
+    return {name: reason for name, reason in reasons.items() if reason is not None}
+
+
+def _ignored(name: str, label: str, recipe: QuantizeRecipe) -> str | None:
+    left = chosen([name, label], (), recipe.quantize_ignore)
+    return None if len(left) == 2 else "left out by quantize-ignore"
+
+
+def _ruined(found: Sensitivity, recipe: QuantizeRecipe) -> str | None:
+    kind = str(recipe.quantize)
+    error = found.error(kind)
+    if error <= recipe.quantize_error:
+        return None
+    side = "input" if found.input.error(kind) >= found.output.error(kind) else "output"
+    return (
+        f"outliers: rounding would lose {error:.0%} of a typical token of its {side}, over "
+        f"the {recipe.quantize_error:.0%} of quantize-error"
+    )
 
 
 def _calibration(
@@ -118,26 +170,19 @@ def _calibration(
     return [inputs.token_inputs(session, window[None]) for window in windows]
 
 
-def _products(model: ir.Model) -> dict[str, ir.DataType]:
-    """Names of the products over constant float weights, with the weights' types."""
+def _products(model: ir.Model) -> dict[str, _Product]:
+    """The products over constant float weights, by node name."""
     found = {}
     for node in model.graph:
-        weight = _weight(node) if node.op_type == "MatMul" else None
+        weight = float_weight(node) if node.op_type == "MatMul" else None
         if node.name and weight is not None:
-            found[node.name] = weight.dtype
+            label = node.metadata_props.get(WEIGHT) or node.name
+            found[node.name] = _Product(label, node.inputs[1].name or "", weight)
     return found
 
 
-def _weight(node: ir.Node) -> ir.TensorProtocol | None:
-    value = node.inputs[1]
-    tensor = None if value is None else value.const_value
-    if tensor is None or not tensor.dtype.is_floating_point() or len(tensor.shape) != 2:
-        return None
-    return tensor
-
-
 def _check_types(
-    compiled: Path, products: Mapping[str, ir.DataType], recipe: QuantizeRecipe
+    compiled: Path, products: Mapping[str, _Product], recipe: QuantizeRecipe
 ) -> None:
     """Refuses what ONNX Runtime cannot calibrate: it runs on the CPU, and has its gaps."""
     if not products:
@@ -146,7 +191,7 @@ def _check_types(
             "was it quantised before?"
         )
     able = {"FLOAT", "FLOAT16"} if recipe.quantize == "int8" else {"FLOAT"}
-    wrong = sorted({kind.name for kind in products.values()} - able)
+    wrong = sorted({product.weight.dtype.name for product in products.values()} - able)
     if wrong:
         raise ModelError(
             f"model '{compiled}' | has {', '.join(wrong)} weights; {recipe.quantize} is "
@@ -154,68 +199,13 @@ def _check_types(
         )
 
 
-class _Reader:
-    """Hands out one window after the other, as the quantiser asks for them."""
-
-    def __init__(self, feeds: list[Feeds], progress: Progress | None) -> None:
-        self._feeds, self._progress, self._done = feeds, progress, 0
-
-    def get_next(self) -> Feeds | None:
-        """Returns the next window's inputs; None after the last."""
-        if self._progress is not None:
-            self._progress(self._done, len(self._feeds), "calibrating")
-        self._done += 1
-        return self._feeds[self._done - 1] if self._done <= len(self._feeds) else None
-
-    def __iter__(self) -> Iterator[Feeds]:
-        return iter(self.get_next, None)
-
-    def __len__(self) -> int:
-        return len(self._feeds)
-
-
-def _quantise(
-    model: Path, target: Path, recipe: QuantizeRecipe, names: list[str], reader: _Reader
-) -> None:
-    runtime = require("patch_compile.runtimes.onnxruntime", "cpu")
-    tools = require("onnxruntime.quantization", "cpu")
-    kind = tools.QuantType.QInt8
-    method = tools.CalibrationMethod.MinMax
-    if recipe.quantize == "fp8":
-        kind = tools.QuantType.QFLOAT8E4M3FN
-        # The only one that it has for floats.
-        method = tools.CalibrationMethod.Distribution
-    with runtime.explained(f"model '{model}'"), _hushed():
-        tools.quantize_static(
-            model,
-            target,
-            reader,
-            op_types_to_quantize=["MatMul"],
-            nodes_to_quantize=names,
-            per_channel=recipe.quantize == "int8",
-            activation_type=kind,
-            weight_type=kind,
-            calibrate_method=method,
-            use_external_data_format=True,
-            extra_options={"ActivationSymmetric": True, "WeightSymmetric": True},
-        )
-
-
-@contextmanager
-def _hushed() -> Iterator[None]:
-    """Keeps away what the quantiser prints, and its advice on image models in the root log."""
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)
-    try:
-        with redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        root.setLevel(level)
-
-
 def _checked(
-    model: ir.Model, recipe: QuantizeRecipe, windows: int, products: int
+    model: ir.Model,
+    recipe: QuantizeRecipe,
+    windows: int,
+    labels: Mapping[str, str],
+    kept: Mapping[str, str],
+    measured: Mapping[str, Sensitivity],
 ) -> Quantized:
     found = quantized_pieces(model)
     sparse = [piece for piece in found if piece.role == "sparse24"]
@@ -224,7 +214,11 @@ def _checked(
         raise InternalError(f"piece '{broken[0]}' | was 2:4 and is not after quantisation")
     return Quantized(
         type=str(recipe.quantize),
-        products=products,
+        products=len(labels) - len(kept),
+        kept={labels[name]: reason for name, reason in kept.items()},
+        sensitivity={
+            labels[name]: each.to_json(str(recipe.quantize)) for name, each in measured.items()
+        },
         pieces=len(found),
         eligible=len(sparse),
         quantized_outputs=sum(piece.quantized_output for piece in sparse),
@@ -233,4 +227,6 @@ def _checked(
 
 
 def _with_note(found: Quantized, text: str) -> str:
-    return json.dumps({**json.loads(text), "quantized": asdict(found)}, indent=1) + "\n"
+    used = {"onnxruntime": require("onnxruntime", "cpu").__version__}
+    report = {**with_versions(json.loads(text), used), "quantized": asdict(found)}
+    return json.dumps(report, indent=1) + "\n"

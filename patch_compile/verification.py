@@ -1,5 +1,6 @@
 """Is the compiled model the masked model? ONNX Runtime is asked."""
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -10,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patch_compile._require import require
-from patch_compile.expected import masked_tensors, recipe_beside
-from patch_compile.papers import add_to_report
+from patch_compile.expected import masked_tensors, read_beside, recipe_beside
+from patch_compile.papers import add_to_report, with_versions
 from patch_compile.recipe import VerifyRecipe
 from patch_compile.tiles.masks import Masks
 
@@ -33,12 +34,14 @@ class Verification:
         perplexity: of `dense`, `masked` and `compiled` on the text, where one was given.
         tokens: predictions that the perplexities are the mean of.
         unapplied: masks that neither model applies, each with the reason.
+        compared: what was held against what, in words.
     """
 
     comparison: "Comparison"
     perplexity: dict[str, float]
     tokens: int
     unapplied: dict[str, str]
+    compared: str = "compiled against masked"
 
     @property
     def passed(self) -> bool:
@@ -52,6 +55,7 @@ class Verification:
             for name, score in self.perplexity.items()
         }
         return {
+            "compared": self.compared,
             **self.comparison.to_json(),
             "perplexity": scores,
             "tokens": self.tokens,
@@ -99,7 +103,10 @@ def verify(
         "data": None if text is None else text.name,
         "recipe": asdict(recipe),
     }
-    add_to_report(compiled, lambda report: {**report, "verification": facts})
+    used = {"onnxruntime": require("onnxruntime", "cpu").__version__}
+    add_to_report(
+        compiled, lambda report: {**with_versions(report, used), "verification": facts}
+    )
     return found
 
 
@@ -115,14 +122,15 @@ def _found(
     runtime = require("patch_compile.runtimes.onnxruntime", "cpu")
     reference = require("patch_compile.runtimes.reference", "cpu")
     require("onnxruntime", "cpu")
-    recipe = _tolerant(recipe, compiled)
+    change = _change(compiled)
+    recipe = _tolerant(recipe, change)
     tensors, unapplied = masked_tensors(model, compiled, masks)
     compiled_session = runtime.open_session(compiled)
     windows = None if text is None else _windows(text, tokenizer, recipe)
     masked_session = reference.open_reference(model, tensors, progress=progress)
     comparison = _compare(masked_session, compiled_session, windows, recipe)
     if windows is None:
-        return Verification(comparison, {}, 0, unapplied)
+        return Verification(comparison, {}, 0, unapplied, change.compared)
     scores = {
         "masked": _perplexity(masked_session, windows, "masked", progress),
         "compiled": _perplexity(compiled_session, windows, "compiled", progress),
@@ -132,15 +140,42 @@ def _found(
     dense = _perplexity(runtime.open_session(model), windows, "dense", progress)
     predictions = windows.shape[0] * (windows.shape[1] - 1)
     scores = {"dense": dense, **scores}
-    return Verification(comparison, scores, predictions, unapplied)
+    return Verification(comparison, scores, predictions, unapplied, change.compared)
 
 
-def _tolerant(recipe: VerifyRecipe, compiled: Path) -> VerifyRecipe:
-    """A model that was cast has outputs of its old types and the rounding of the new ones."""
-    if recipe_beside(compiled).dtype is None:
-        return recipe
+@dataclass(frozen=True)
+class _Change:
+    """What the compiled model's report says was done to its types: `fp16`, `int8`, nothing."""
+
+    cast: str | None
+    quantized: str | None
+
+    @property
+    def compared(self) -> str:
+        if self.quantized is not None:
+            return f"compiled, quantised to {self.quantized}, against masked, not quantised"
+        if self.cast is not None:
+            return f"compiled, cast to {self.cast}, against masked, not cast"
+        return "compiled against masked"
+
+
+def _change(compiled: Path) -> _Change:
+    def read(text: str) -> str | None:
+        kind = json.loads(text).get("quantized", {}).get("type")
+        return None if kind is None else str(kind)
+
+    return _Change(recipe_beside(compiled).dtype, read_beside(compiled, "report.json", read))
+
+
+def _tolerant(recipe: VerifyRecipe, change: _Change) -> VerifyRecipe:
+    """Where products changed their type, outputs keep theirs and have the new rounding."""
     comparison = require("patch_compile.runtimes.comparison", "cpu")
-    atol, rtol = comparison.HALF_TOLERANCES
+    if change.quantized is not None:
+        atol, rtol = comparison.QUANTIZED_TOLERANCES
+    elif change.cast is not None:
+        atol, rtol = comparison.HALF_TOLERANCES
+    else:
+        return recipe
     return replace(
         recipe,
         atol=atol if recipe.atol is None else recipe.atol,

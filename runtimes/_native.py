@@ -14,8 +14,8 @@ from patch_compile.io.atomic import staged_folder
 from patch_compile.recipe import BuildRecipe
 from patch_compile.runtimes._job import Job, Outcome, read_outcome, read_progress, write_job
 from patch_compile.runtimes._process import death, run_logged, tail
-from patch_compile.runtimes.engine_file import sha256_of, write_facts
-from patch_compile.runtimes.engines import EngineResult, engine_result
+from patch_compile.runtimes.engine_file import Built, record_engine, sha256_of
+from patch_compile.runtimes.engines import EngineResult
 from patch_compile.runtimes.evidence import Evidence
 from patch_compile.runtimes.gpu import Gpu, find_gpus
 from patch_compile.runtimes.layer_info import read_layer_file
@@ -80,31 +80,17 @@ def build_native(
     with staged_folder(engine.parent) as stage:
         staged = stage / engine.name
         layers = staged.with_suffix(".engine.layers.json")
-        digest = sha256_of(model)
+        built = Built(staged, engine, model, sha256_of(model), recipe, started, log)
         asked = layers if package.on_gpu or gpu is not None else None
         job = _job(package, model, staged, asked, recipe)
         outcome = _run(package, job, log, recipe.timeout, progress)
-        evidence = _evidence(recipe, outcome, gpu, log, layers)
-        sm = job.sm or (() if gpu is None else (gpu.sm,))
-        write_facts(
-            staged,
-            model,
-            recipe,
-            evidence,
-            sm=sm,
+        return record_engine(
+            built,
+            _evidence(recipe, outcome, gpu, log, layers),
+            sm=job.sm or (() if gpu is None else (gpu.sm,)),
             flags=outcome.flags,
             profiles=outcome.profiles,
         )
-        size = staged.stat().st_size
-    return engine_result(
-        engine,
-        evidence,
-        size=size,
-        seconds=time.monotonic() - started,
-        sm=sm,
-        log=log,
-        digest=digest,
-    )
 
 
 def _check_installed(package: Package) -> None:

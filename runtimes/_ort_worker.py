@@ -16,6 +16,7 @@ from typing import Any
 from patch_compile._require import require
 from patch_compile.errors import PatchCompileError, RecipeError
 from patch_compile.recipe import BenchRecipe
+from patch_compile.runtimes.device import device_name
 from patch_compile.runtimes.inputs import input_shapes, random_inputs
 from patch_compile.runtimes.onnxruntime import (
     explained,
@@ -35,7 +36,11 @@ class _Model:
 
     def __init__(self, model: str, recipe: dict[str, Any], cache: str | None) -> None:
         self._subject = f"model '{model}'"
-        self._recipe = BenchRecipe(**{**recipe, "tokens": tuple(recipe["tokens"])})
+        # JSON knows no tuples.
+        given: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in recipe.items()
+        }
+        self._recipe = BenchRecipe(**given)
         self._version = require("onnxruntime", "cpu").__version__
         self._device = "cpu" if self._recipe.runtime == "ort-cpu" else "cuda"
         options = session_options(optimise=True)
@@ -95,6 +100,7 @@ class _Model:
     def _facts(self) -> dict[str, Any]:
         return {
             "version": self._version,
+            "device": device_name(gpu=self._device != "cpu"),
             "build_seconds": self._seconds,
             "peak_bytes": _peak_bytes(),
             "nodes": self._nodes,

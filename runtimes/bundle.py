@@ -41,7 +41,7 @@ It builds an engine of every model in models/ with trtexec, times them in turns,
 results.tar (logs, layers, times; engines stay here). Back on the first machine:
 
     tar -xf results.tar
-    patch-compile results results/
+    patch-compile bench --import results/ --into compiled.onnx
 """
 
 
@@ -53,11 +53,13 @@ class BundledModel:
         name: of its folder, as in `compiled` or `dense`.
         path: of the .onnx file; its data lies beside it.
         facts: further entries for the manifest.
+        files: name of the model whose files it shares; empty brings its own.
     """
 
     name: str
     path: Path
     facts: Mapping[str, Any]
+    files: str = ""
 
 
 def write_bundle(
@@ -113,7 +115,7 @@ def _texts(
     for model in models:
         inputs = network_inputs(model.path)
         shapes = profile_shapes(inputs, recipe.batch, recipe.sequence)
-        file = Path("models") / model.name / model.path.name
+        file = Path("models") / (model.files or model.name) / model.path.name
         arguments = _arguments(file, recipe, shapes)
         texts[f"commands/{model.name}.args"] = "\n".join(arguments) + "\n"
         described.append(
@@ -141,6 +143,8 @@ def _arguments(
 
 def _model_files(models: Sequence[BundledModel]) -> Iterator[tuple[str, Path]]:
     for model in models:
+        if model.files:
+            continue
         folder = model.path.parent
         data = sorted(external_files(load_model(model.path)))
         for path in (model.path, *data):

@@ -6,10 +6,10 @@
 # outside this folder is written.
 #
 #   bash run.sh            all of it; a second run starts anew
-#   ROUNDS=5 bash run.sh   more rounds of timing (3 by default), in turns over the models
+#   ROUNDS=20 bash run.sh  more rounds of timing (10 by default), in turns over the models
 set -uo pipefail
 cd "$(dirname "$0")" || exit 1
-rounds=${ROUNDS:-3}
+rounds=${ROUNDS:-10}
 
 find_trtexec() {
   local place
@@ -57,13 +57,14 @@ while IFS= read -r -d '' file; do
   names+=("$(basename "$file" .args)")
 done < <(find commands -name '*.args' -print0 | sort -z)
 
+# Each model keeps timings of its own: one built twice shows what choosing kernels anew does.
 for name in "${names[@]}"; do
   out=results/$name
   mkdir -p "$out"
   mapfile -t arguments <"commands/$name.args"
   echo "building $name"
   "$trtexec" "${arguments[@]}" "${typed[@]}" "${steady[@]}" "${separate[@]}" \
-    --saveEngine="$out/model.engine" --timingCacheFile=timing.cache \
+    --saveEngine="$out/model.engine" --timingCacheFile="timing.$name.cache" \
     --verbose --profilingVerbosity=detailed --exportLayerInfo="$out/layers.json" \
     --exportProfile="$out/profile.json" --exportTimes="$out/times.0.json" \
     >"$out/build.log" 2>&1
@@ -79,19 +80,26 @@ for name in "${names[@]}"; do
   wc -c <"$out/model.engine" >"$out/bytes"
 done
 
-# In turns, so that a GPU that warms up or slows down does so for all.
+# In turns, forth and back, so that a GPU that warms up or slows down does so for all.
+turns=("${names[@]}")
 for ((round = 1; round <= rounds; round++)); do
-  for name in "${names[@]}"; do
+  for name in "${turns[@]}"; do
     out=results/$name
     [ -f "$out/model.engine" ] || continue
     mapfile -t shapes < <(grep -- '^--optShapes=' "commands/$name.args" | sed 's/optShapes/shapes/')
     echo "timing $name, round $round of $rounds"
     "$trtexec" --loadEngine="$out/model.engine" "${shapes[@]}" "${steady[@]}" \
-      --exportTimes="$out/times.$round.json" >"$out/time.$round.log" 2>&1
+      --duration=1 --exportTimes="$out/times.$round.json" >"$out/time.$round.log" 2>&1 || {
+      failed=1
+      echo "  failed; see $out/time.$round.log" >&2
+    }
   done
+  back=()
+  for name in "${turns[@]}"; do back=("$name" "${back[@]}"); done
+  turns=("${back[@]}")
 done
 
 # Engines run on this GPU and version alone: they stay here.
 tar -cf results.tar --exclude='*.engine' results
-echo "packed results.tar; take it back, unpack it, and: patch-compile results results/"
+echo "packed results.tar; take it back, unpack it, and: patch-compile bench --import results/"
 exit "$failed"

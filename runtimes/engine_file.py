@@ -6,16 +6,19 @@ in words of its own, so its side file is read first.
 
 import hashlib
 import json
+import time
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from patch_compile.errors import ModelError, RuntimeUnavailable
 from patch_compile.recipe import BuildRecipe
+from patch_compile.runtimes.engines import EngineResult, engine_result
 from patch_compile.runtimes.evidence import Evidence
 from patch_compile.runtimes.gpu import Gpu
 
-__all__ = ["check_engine", "facts_file", "sha256_of", "write_facts"]
+__all__ = ["Built", "check_engine", "facts_file", "record_engine", "sha256_of", "write_facts"]
 
 
 def facts_file(engine: Path) -> Path:
@@ -30,6 +33,66 @@ def sha256_of(file: Path) -> str:
         for block in iter(partial(stream.read, 2**20), b""):
             total.update(block)
     return total.hexdigest()
+
+
+@dataclass(frozen=True)
+class Built:
+    """A build that went well, before its engine is moved to its place.
+
+    Attributes:
+        staged: where the engine lies now.
+        engine: where it will lie.
+        model: the .onnx file.
+        digest: of the model, from before the build.
+        recipe: what was asked for.
+        started: `time.monotonic()` at the start.
+        log: file with everything the builder said.
+    """
+
+    staged: Path
+    engine: Path
+    model: Path
+    digest: str
+    recipe: BuildRecipe
+    started: float
+    log: Path
+
+
+def record_engine(
+    built: Built,
+    evidence: Evidence,
+    *,
+    sm: tuple[int, ...],
+    flags: tuple[str, ...],
+    profiles: dict[str, tuple[tuple[int, ...], ...]],
+) -> EngineResult:
+    """Writes the side file of a new engine and returns what is known of the build.
+
+    Args:
+        built: the build.
+        evidence: what log and inspector told.
+        sm: the architectures it was built for.
+        flags: what the builder was given.
+        profiles: least, best and most shape by input name.
+    """
+    write_facts(
+        built.staged,
+        built.model,
+        built.recipe,
+        evidence,
+        sm=sm,
+        flags=flags,
+        profiles=profiles,
+    )
+    return engine_result(
+        built.engine,
+        evidence,
+        size=built.staged.stat().st_size,
+        seconds=time.monotonic() - built.started,
+        sm=sm,
+        log=built.log,
+        digest=built.digest,
+    )
 
 
 def write_facts(

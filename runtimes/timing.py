@@ -17,7 +17,13 @@ __all__ = ["TIMERS", "ModelFacts", "TimedModel", "open_timed"]
 # Modules, not functions: a runtime is imported when it is asked for. Each has a function
 # `open_timed(model, recipe, cache)` that returns a TimedModel.
 _ORT = "patch_compile.runtimes.ort_timing"
-TIMERS = {"ort-cpu": _ORT, "ort-cuda": _ORT, "ort-tensorrt": _ORT, "ort-rtx": _ORT}
+TIMERS = {
+    "ort-cpu": _ORT,
+    "ort-cuda": _ORT,
+    "ort-tensorrt": _ORT,
+    "ort-rtx": _ORT,
+    "trtexec": "patch_compile.runtimes.trtexec_timing",
+}
 
 
 @dataclass(frozen=True)
@@ -26,16 +32,21 @@ class ModelFacts:
 
     Attributes:
         version: of the runtime.
+        device: name of the GPU or processor; `unknown` where nobody tells.
         build_seconds: it took to be ready, engines and all.
         peak_bytes: most memory its process ever held on the host; None if unknown.
         nodes: after the runtime's own rewrites, by the device or provider that runs them;
             None if unknown.
+        engine_bytes: size of the engine that was built; None where there is none, or where
+            the runtime keeps it to itself.
     """
 
     version: str
+    device: str
     build_seconds: float
     peak_bytes: int | None
     nodes: dict[str, int] | None
+    engine_bytes: int | None = None
 
 
 class TimedModel(Protocol):

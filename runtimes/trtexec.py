@@ -16,8 +16,8 @@ from patch_compile.errors import ModelError, PatchCompileError, RuntimeUnavailab
 from patch_compile.io.atomic import staged_folder
 from patch_compile.recipe import BuildRecipe
 from patch_compile.runtimes._process import death, run_logged, tail
-from patch_compile.runtimes.engine_file import sha256_of, write_facts
-from patch_compile.runtimes.engines import EngineResult, engine_result
+from patch_compile.runtimes.engine_file import Built, record_engine, sha256_of
+from patch_compile.runtimes.engines import EngineResult
 from patch_compile.runtimes.evidence import Evidence
 from patch_compile.runtimes.layer_info import read_layer_file
 from patch_compile.runtimes.network_inputs import network_inputs
@@ -76,7 +76,7 @@ def build_engine(
     with staged_folder(engine.parent) as folder:
         staged = folder / engine.name
         exports = _exports(staged, engine.parent, recipe)
-        digest = sha256_of(model)
+        built = Built(staged, engine, model, sha256_of(model), recipe, started, log)
         command = trtexec_command(tool, model, staged, recipe, shapes, exports)
         _run(command, staged, log, recipe.timeout, progress)
         evidence = read_evidence(
@@ -85,26 +85,13 @@ def build_engine(
             requested=recipe.sparse,
             symbols=symbol_sizes(inputs, shapes),
         )
-        sm = () if evidence.sm is None else (evidence.sm,)
-        write_facts(
-            staged,
-            model,
-            recipe,
+        return record_engine(
+            built,
             evidence,
-            sm=sm,
+            sm=() if evidence.sm is None else (evidence.sm,),
             flags=_plain(tool, model, engine, recipe, shapes),
             profiles=shapes,
         )
-        size = staged.stat().st_size
-    return engine_result(
-        engine,
-        evidence,
-        size=size,
-        seconds=time.monotonic() - started,
-        sm=sm,
-        log=log,
-        digest=digest,
-    )
 
 
 def _plain(

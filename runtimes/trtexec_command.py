@@ -25,6 +25,7 @@ __all__ = [
     "plain_arguments",
     "probe",
     "read_help",
+    "timing_command",
     "trtexec_command",
 ]
 
@@ -36,7 +37,9 @@ _SECONDS = 60.0
 _PRECISIONS = ("fp16", "bf16", "int8", "fp8")
 _HARDWARE = {"ampere-plus": "ampere+", "same-capability": "sameComputeCapability"}
 # The defaults of TensorRT 11, which make timings steady: without the host and the copies.
-_STEADY = ("useCudaGraph", "useSpinWait", "noDataTransfers", "separateProfileRun")
+_STEADY = ("useCudaGraph", "useSpinWait", "noDataTransfers")
+# Wanted beside them where layers are profiled.
+_APART = "separateProfileRun"
 
 
 @dataclass(frozen=True)
@@ -158,8 +161,36 @@ def trtexec_command(
         f"--exportLayerInfo={exports.layers}",
         f"--exportProfile={exports.profile}",
         f"--exportTimes={exports.times}",
-        *_steady(tool),
+        *_steady(tool, *_STEADY, _APART),
         *recipe.flags,
+    )
+
+
+def timing_command(
+    tool: Trtexec,
+    engine: Path,
+    shapes: Mapping[str, tuple[tuple[int, ...], ...]],
+    runs: int,
+    times: Path,
+) -> tuple[str, ...]:
+    """Returns the command that times an engine for at least a second.
+
+    Args:
+        tool: the trtexec.
+        engine: the engine.
+        shapes: of every dynamic input, at three points that are one.
+        runs: at the least.
+        times: file to write.
+    """
+    sizes = [f"--shapes={_shape_list(shapes, 1)}"] if shapes else []
+    return (
+        tool.path,
+        f"--loadEngine={engine}",
+        *sizes,
+        f"--iterations={runs}",
+        "--duration=1",
+        f"--exportTimes={times}",
+        *_steady(tool, *_STEADY),
     )
 
 
@@ -218,14 +249,14 @@ def _types(tool: Trtexec, recipe: BuildRecipe) -> list[str]:
 
 def _shapes(shapes: Mapping[str, tuple[tuple[int, ...], ...]]) -> list[str]:
     names = ("minShapes", "optShapes", "maxShapes") if shapes else ()
-    return [
-        f"--{name}="
-        + ",".join(
-            f"{_quoted(tensor)}:{'x'.join(map(str, points[index]))}"
-            for tensor, points in shapes.items()
-        )
-        for index, name in enumerate(names)
-    ]
+    return [f"--{name}={_shape_list(shapes, index)}" for index, name in enumerate(names)]
+
+
+def _shape_list(shapes: Mapping[str, tuple[tuple[int, ...], ...]], point: int) -> str:
+    return ",".join(
+        f"{_quoted(tensor)}:{'x'.join(map(str, points[point]))}"
+        for tensor, points in shapes.items()
+    )
 
 
 def _quoted(tensor: str) -> str:
@@ -243,7 +274,7 @@ def _options(recipe: BuildRecipe) -> list[str]:
     return [*given, *(["--refit"] if recipe.refit else [])]
 
 
-def _steady(tool: Trtexec) -> list[str]:
+def _steady(tool: Trtexec, *names: str) -> list[str]:
     if tool.version is not None and tool.version[0] >= 11:
         return []
-    return [f"--{name}" for name in _STEADY if tool.has(name)]
+    return [f"--{name}" for name in names if tool.has(name)]

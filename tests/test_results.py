@@ -83,6 +83,7 @@ def test_a_bundle_holds_everything_and_nothing_of_this_machine(compiled: Path) -
         "README.txt",
         "commands/compiled.args",
         "commands/dense.args",
+        "commands/dense_again.args",
         "manifest.json",
         "models/compiled/compiled.onnx",
         "models/compiled/compiled.onnx.data",
@@ -122,13 +123,14 @@ def test_there_and_back(compiled: Path, tmp_path: Path) -> None:
     assert not list(home.rglob("*.engine"))
     found = import_results(home / "results")
     assert found.version == "10.5.0"
-    first, dense = found.models
+    first, dense, again = found.models
     assert (first.name, first.error, dense.name, dense.joined) == (
         "compiled",
         "",
         "dense",
         None,
     )
+    assert (again.name, again.sha256) == ("dense_again", dense.sha256)
     assert first.rounds == ((2.5, 2.25),) * 3
     assert first.median == 2.375
     assert (first.evidence.device, first.evidence.sparsity.found) == ("NVIDIA RTX A6000", 3)
@@ -170,7 +172,7 @@ def test_a_failed_build_is_an_error_of_its_model(compiled: Path, tmp_path: Path)
     ran = _run(folder, stand_in(tmp_path, during=during))
     assert ran.returncode == 1
     assert "out of memory" in ran.stderr
-    first, _ = import_results(folder / "results").models
+    first, *_ = import_results(folder / "results").models
     assert first.error == "trtexec ended with 3: out of memory"
     assert first.joined is not None
     assert first.joined.chosen == "unknown"

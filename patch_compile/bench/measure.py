@@ -6,34 +6,33 @@ second session of the dense model shows what two equal models differ by here and
 noise.
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from patch_compile._require import require
-from patch_compile.bench.results import BenchResult, BenchRow, Measured
-from patch_compile.bench.statistics import (
-    judge,
-    median_interval,
-    noise_floor,
-    ratio_interval,
-)
-from patch_compile.errors import ModelError, RecipeError
+from patch_compile.bench.baselines import make_baselines
+from patch_compile.bench.judging import AGAIN, COMPILED, DENSE, result_of
+from patch_compile.bench.predictions import read_predictions
+from patch_compile.bench.results import BenchResult, Measured
+from patch_compile.errors import RecipeError
+from patch_compile.noting import note_measured
 from patch_compile.recipe import BenchRecipe
 
 if TYPE_CHECKING:
-    from patch_compile.runtimes.timing import TimedModel
+    from patch_compile.runtimes.timing import ModelFacts, TimedModel
 
-__all__ = ["AGAIN", "COMPILED", "DENSE", "bench_models"]
+__all__ = ["bench_models"]
 
 Progress = Callable[[int, int, str], None]
 
-DENSE, AGAIN, COMPILED = "dense", "dense again", "compiled"
+# Types that products are computed in; a graph has integers of other uses besides.
+_COMPUTED = frozenset({"FLOAT", "FLOAT16", "BFLOAT16", "INT8", "FLOAT8E4M3FN"})
 
 
 def bench_models(
@@ -49,10 +48,11 @@ def bench_models(
 
     Args:
         dense: the original .onnx file.
-        compiled: the compiled one; a report.json beside it may hold predictions.
+        compiled: the compiled one; a report.json beside it may hold predictions, and gets
+            what is measured.
         recipe: see `BenchRecipe`.
         baselines: more .onnx files by a name of yours, as `all 2:4` or `FFN only`.
-        cache: folder where TensorRT providers keep engines and timings.
+        cache: folder where TensorRT keeps engines and timings, a folder a model.
         progress: called with (rounds done, rounds in all, what).
 
     Raises:
@@ -62,35 +62,61 @@ def bench_models(
     """
     recipe = recipe or BenchRecipe()
     more = {name: Path(path) for name, path in (baselines or {}).items()}
-    _check_names(more)
-    paths = {DENSE: Path(dense), AGAIN: Path(dense), COMPILED: Path(compiled), **more}
+    _check_names(more, recipe)
+    dense, compiled = Path(dense), Path(compiled)
+    with TemporaryDirectory(prefix="patch-compile-") as folder:
+        made = make_baselines(dense, compiled, recipe.baselines, Path(folder))
+        base = made.pop("dense", dense)
+        again = dict.fromkeys(_again(recipe), base)
+        paths = {DENSE: base, **again, COMPILED: compiled, **made, **more}
+        found = _measured(paths, recipe, cache, progress)
+    note_measured(compiled, found.to_report(), found.versions())
+    return found
+
+
+def _again(recipe: BenchRecipe) -> tuple[str, ...]:
+    """Names of the further sessions of the dense model."""
+    return (AGAIN, *(f"{AGAIN} {number}" for number in range(2, recipe.rebuilds + 1)))
+
+
+def _measured(
+    paths: Mapping[str, Path],
+    recipe: BenchRecipe,
+    cache: str | Path | None,
+    progress: Progress | None,
+) -> BenchResult:
     with _opened(paths, recipe, cache, progress) as models:
         samples = {
             tokens: _sampled(models, tokens, recipe, progress) for tokens in recipe.tokens
         }
         facts = {name: model.facts() for name, model in models.items()}
-    rows = [
-        row
-        for tokens, found in samples.items()
-        for row in _rows(found, tokens, recipe, _predictions(paths[COMPILED], tokens))
-    ]
-    measured = tuple(
-        Measured(
-            name,
-            str(paths[name]),
-            _size(paths[name]),
-            fact.build_seconds,
-            fact.peak_bytes,
-            fact.nodes,
-        )
-        for name, fact in facts.items()
+    return result_of(
+        recipe,
+        samples,
+        tuple(_model(name, paths[name], fact) for name, fact in facts.items()),
+        version=facts[DENSE].version,
+        device=facts[DENSE].device,
+        predicted=read_predictions(paths[COMPILED]),
     )
-    noise = {row.tokens: noise_floor(row.ratio) for row in rows if row.model == AGAIN}
-    return BenchResult(recipe, facts[DENSE].version, tuple(rows), measured, noise)
 
 
-def _check_names(baselines: Mapping[str, Path]) -> None:
-    taken = sorted({DENSE, AGAIN, COMPILED} & baselines.keys())
+def _model(name: str, path: Path, fact: "ModelFacts") -> Measured:
+    declared = require("patch_compile.runtimes.providers", "cpu").Declared.of(path)
+    files = [path, *(path.parent / file for file in declared.data_files)]
+    return Measured(
+        name,
+        str(path),
+        sum(file.stat().st_size for file in files),
+        fact.build_seconds,
+        fact.peak_bytes,
+        fact.nodes,
+        fact.engine_bytes,
+        tuple(sorted(declared.weight_types & _COMPUTED)),
+    )
+
+
+def _check_names(baselines: Mapping[str, Path], recipe: BenchRecipe) -> None:
+    taken = sorted({DENSE, *_again(recipe), COMPILED, *recipe.baselines} & baselines.keys())
     if taken:
         raise RecipeError(f"baseline '{taken[0]}' | is a name of ours; choose another")
 
@@ -104,14 +130,17 @@ def _opened(
 ) -> "Iterator[dict[str, TimedModel]]":
     timing = require("patch_compile.runtimes.timing", "cpu")
     folder = None if cache is None else Path(cache)
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
     models: dict[str, TimedModel] = {}
     with ExitStack() as stack:
         for done, (name, path) in enumerate(paths.items()):
             if progress is not None:
                 progress(done, len(paths), f"opening, {name}")
-            models[name] = timing.open_timed(path, recipe, folder)
+            # A folder each: a second session that took the first one's engine and timings
+            # would show no noise of the builder.
+            own = None if folder is None else folder / name.replace(" ", "-")
+            if own is not None:
+                own.mkdir(parents=True, exist_ok=True)
+            models[name] = timing.open_timed(path, recipe, own)
             stack.callback(models[name].close)
         yield models
 
@@ -146,50 +175,3 @@ def _orders(names: Sequence[str], recipe: BenchRecipe) -> Iterator[list[str]]:
             drawn = rng.permutation(len(names))
             shifts = rng.permutation(len(names)).tolist()
         yield [names[int(i)] for i in np.roll(drawn, shifts.pop())]
-
-
-def _rows(
-    samples: Mapping[str, NDArray[np.float64]],
-    tokens: int,
-    recipe: BenchRecipe,
-    predicted: Mapping[str, float],
-) -> list[BenchRow]:
-    options = (recipe.confidence, recipe.seed)
-    ratios = {name: ratio_interval(s, samples[DENSE], *options) for name, s in samples.items()}
-    floor = noise_floor(ratios[AGAIN])
-    rows = []
-    for name, seconds in samples.items():
-        latency = median_interval(seconds, *options)
-        rows.append(
-            BenchRow(
-                model=name,
-                tokens=tokens,
-                seconds=latency,
-                ratio=ratios[name],
-                verdict=None if name in (DENSE, AGAIN) else judge(ratios[name], floor),
-                tokens_per_second=recipe.batch * tokens / latency.median,
-                predicted=predicted if name == COMPILED else {},
-                samples=tuple(seconds.tolist()),
-            )
-        )
-    return rows
-
-
-def _predictions(compiled: Path, tokens: int) -> dict[str, float]:
-    """Latency ratios that report.json predicts for so many tokens, by target, if it does."""
-    path = compiled.with_name("report.json")
-    if not path.is_file():
-        return {}
-    try:
-        entries = json.loads(path.read_text("utf-8")).get("predicted", ())
-        return {str(e["target"]): float(e["ratio"]) for e in entries if e["tokens"] == tokens}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(
-            f"report '{path}' | holds no predictions that can be read: {error}; compile again"
-        ) from error
-
-
-def _size(model: Path) -> int:
-    declared = require("patch_compile.runtimes.providers", "cpu").Declared.of(model)
-    files = [model, *(model.parent / name for name in declared.data_files)]
-    return sum(file.stat().st_size for file in files)

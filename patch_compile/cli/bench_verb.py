@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
-from rich.table import Table
 
+from patch_compile.bench.imported import imported_bench
 from patch_compile.bench.measure import bench_models
 from patch_compile.bench.plot import plot_bench
-from patch_compile.bench.results import BenchResult, BenchRow, Measured
-from patch_compile.bench.statistics import Interval
+from patch_compile.bench.results import BenchResult
+from patch_compile.cli.bench_tables import print_bench
 from patch_compile.cli.console import out, progress_bar, say
-from patch_compile.cli.tables import plain_table
 from patch_compile.errors import RecipeError
 from patch_compile.figures import check_plot
 from patch_compile.io.atomic import write_text
@@ -24,11 +23,13 @@ _BENCH = BenchRecipe()
 
 
 def bench(
-    dense: Path,
-    compiled: Path,
+    dense: Path | None = None,
+    compiled: Path | None = None,
     /,
     *,
     baseline: tuple[str, ...] = (),
+    import_: Annotated[Path | None, Parameter(name="--import")] = None,
+    into: Path | None = None,
     cache: Path | None = None,
     output: Annotated[Path | None, Parameter(alias="-o")] = None,
     plot: Path | None = None,
@@ -37,15 +38,22 @@ def bench(
 ) -> None:
     """Time COMPILED against DENSE, in turns, and say what the difference is worth.
 
-    DENSE is opened twice: its two sessions show the noise of this machine at this time, and a
-    difference inside it is called that.
+    DENSE is opened twice, on TensorRT built twice: its two sessions show the noise of this
+    machine at this time, and a difference inside it is called that. The report beside
+    COMPILED gets the times.
+
+    With `--import` nothing is timed here: the folder holds what a bundle's script measured on
+    a GPU machine, see `patch-compile build --bundle`.
 
     Args:
         dense: the original .onnx file.
         compiled: compiled.onnx.
         baseline: one more model as NAME=FILE: the best dense one, all 2:4, FFN only; may be
-            given several times.
-        cache: folder where TensorRT providers keep engines and timings for the next time.
+            given several times. `baselines` makes such models.
+        import_: `results/` of a bundle, unpacked, in place of DENSE and COMPILED.
+        into: with `import`, the compiled.onnx that was bundled: its report gets the engine
+            and the times.
+        cache: folder where TensorRT keeps engines and timings for the next time.
         output: also write every number, samples included, as JSON there.
         plot: also draw ratios and intervals into this .png, .svg or .pdf; wants the extra
             `plot`.
@@ -53,16 +61,16 @@ def bench(
     """
     if plot is not None:
         check_plot(plot)
-    named = dict(_named(text) for text in baseline)
-    with progress_bar() as progress:
-        found = bench_models(
-            dense, compiled, recipe, baselines=named, cache=cache, progress=progress
-        )
+    if import_ is not None:
+        _refuse_models(dense, compiled)
+        found = imported_bench(import_, into)
+    else:
+        found = _measured(dense, compiled, baseline, into, cache, recipe)
     text = json.dumps(found.to_json(), indent=1, allow_nan=False) + "\n"
     if json_:
         out.print(text, end="")
     else:
-        _print(found)
+        print_bench(found)
     if output is not None:
         write_text(output, text)
         say(f"wrote {output}")
@@ -71,84 +79,39 @@ def bench(
         say(f"wrote {plot}")
 
 
+def _refuse_models(*given: Path | None) -> None:
+    models = [path for path in given if path is not None]
+    if models:
+        raise RecipeError(
+            f"model '{models[0]}' | is given with --import, which times nothing; leave one of "
+            "them out (--into names the compiled model)"
+        )
+
+
+def _measured(
+    dense: Path | None,
+    compiled: Path | None,
+    baseline: tuple[str, ...],
+    into: Path | None,
+    cache: Path | None,
+    recipe: BenchRecipe,
+) -> BenchResult:
+    if dense is None or compiled is None:
+        raise RecipeError(
+            "models | are missing; give DENSE and COMPILED, or the results of a bundle by "
+            "--import"
+        )
+    if into is not None:
+        raise RecipeError("into | goes with --import; the report beside COMPILED gets times")
+    named = dict(_named(text) for text in baseline)
+    with progress_bar() as progress:
+        return bench_models(
+            dense, compiled, recipe, baselines=named, cache=cache, progress=progress
+        )
+
+
 def _named(text: str) -> tuple[str, Path]:
     name, equals, path = text.partition("=")
     if not (name and equals and path):
         raise RecipeError(f"baseline | is {text!r}; expected NAME=FILE, as in all24=a.onnx")
     return name, Path(path)
-
-
-def _print(found: BenchResult) -> None:
-    out.print(_times(found))
-    out.print(_models(found))
-    for tokens, floor in found.noise.items():
-        out.print(
-            f"noise at {tokens} tokens: two sessions of the dense model differ by up to "
-            f"{floor:.1%}"
-        )
-    for row in found.rows:
-        if row.verdict is not None:
-            out.print(_sentence(row))
-
-
-def _times(found: BenchResult) -> Table:
-    share = f"{found.recipe.confidence:.0%}"
-    columns = ["tokens", "median ms", share, "tokens/s", "latency / dense", share]
-    predicted = any(row.predicted for row in found.rows)
-    if predicted:
-        columns.append("predicted")
-    table = plain_table(
-        f"{found.recipe.runtime}, onnxruntime {found.version}, {found.recipe.rounds} rounds",
-        "model",
-        *columns,
-        right=len(columns),
-    )
-    for row in found.rows:
-        cells = _cells(row)
-        table.add_row(*(cells if predicted else cells[:-1]))
-    return table
-
-
-def _cells(row: BenchRow) -> list[str]:
-    milliseconds = Interval(*(1e3 * s for s in vars(row.seconds).values()))
-    return [
-        row.model,
-        str(row.tokens),
-        f"{milliseconds.median:.3f}",
-        _range(milliseconds),
-        f"{row.tokens_per_second:.0f}",
-        f"{row.ratio.median:.3f}",
-        _range(row.ratio),
-        ", ".join(f"{ratio:.3f} ({target})" for target, ratio in row.predicted.items()) or "-",
-    ]
-
-
-def _range(interval: Interval) -> str:
-    return f"{interval.low:.3f} to {interval.high:.3f}"
-
-
-def _models(found: BenchResult) -> Table:
-    columns = ("MB on disk", "build s", "peak MB", "nodes")
-    table = plain_table("Models", "model", *columns, right=4)
-    for model in found.models:
-        table.add_row(*_facts(model))
-    return table
-
-
-def _facts(model: Measured) -> list[str]:
-    nodes = {} if model.nodes is None else model.nodes
-    return [
-        model.model,
-        f"{model.bytes / 1e6:.1f}",
-        f"{model.build_seconds:.2f}",
-        "unknown" if model.peak_bytes is None else f"{model.peak_bytes / 1e6:.0f}",
-        ", ".join(f"{count} {name}" for name, count in nodes.items()) or "unknown",
-    ]
-
-
-def _sentence(row: BenchRow) -> str:
-    change = f"{abs(row.ratio.median - 1):.1%}"
-    where = f"{row.model} at {row.tokens} tokens:"
-    if row.verdict == "inside the noise":
-        return f"{where} inside the noise (measured {row.ratio.median:.3f} of dense)"
-    return f"{where} {change} {row.verdict} than dense"

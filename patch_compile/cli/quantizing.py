@@ -21,4 +21,6 @@ def quantize_step(
             f"their stored bytes {found.eligible}, of those with a quantised output "
             f"{found.quantized_outputs}"
         )
+        for name, reason in found.kept.items():
+            out.print(f"kept in its type: {name} ({reason})", markup=False)
     say(f"quantised {path}")

@@ -192,7 +192,7 @@ def tile_map(weight: WeightInspection) -> str:
 def verification_table(found: "Verification") -> Table:
     """One row an output: how far compiled is from masked, and what was allowed."""
     table = plain_table(
-        "compiled against masked",
+        found.compared,
         *("output", "type", "verdict"),
         *("max abs", "allowed", "rel. Frobenius", "allowed", "argmax equal"),
         right=5,

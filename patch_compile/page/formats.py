@@ -8,6 +8,7 @@ __all__ = [
     "count",
     "known",
     "microseconds",
+    "milliseconds",
     "percent",
     "perplexity",
     "plain",
@@ -49,6 +50,11 @@ def microseconds(value: Any) -> str:
     if not known(value):
         return UNKNOWN
     return f"{value / 1e3:,.2f} ms" if value >= 1e3 else f"{value:.1f} µs"
+
+
+def milliseconds(value: Any) -> str:
+    """Returns seconds as milliseconds in three digits."""
+    return f"{value * 1e3:,.3g} ms" if known(value) else UNKNOWN
 
 
 def ratio(value: Any) -> str:

@@ -17,6 +17,7 @@ from patch_compile.errors import ModelError
 from patch_compile.page import formats
 from patch_compile.page.commands import commands
 from patch_compile.page.kernels import verdicts
+from patch_compile.page.measured import comparisons, measurement
 from patch_compile.page.names import alike, breakable, label
 from patch_compile.page.summary import asked, figures, sentences, stages, target, title
 from patch_compile.page.times import Times, gains, predicted
@@ -71,6 +72,7 @@ def _render(report: Mapping[str, Any]) -> str:
         times=times,
         gains=[gains(weight, times) for weight in weights],
         target=target(report),
+        comparisons=comparisons(report, times, target(report)),
         commands=commands(report),
     )
 
@@ -90,7 +92,14 @@ def _facts(report: Mapping[str, Any], times: Sequence[Times]) -> dict[str, Any]:
             zip(report["weights"], verdicts(report), strict=True)
         )
     ]
-    return {"weights": weights, "engines": [entry["engine"] for entry in report["engines"]]}
+    value, how = measurement(report)
+    return {
+        "weights": weights,
+        "engines": [entry["engine"] for entry in report["engines"]],
+        "measured": f"the model as a whole, {value} {how}"
+        if report.get("measured")
+        else value,
+    }
 
 
 def _environment() -> Environment:

@@ -1,4 +1,4 @@
-"""What anyone should know of a compile after ten seconds, in sentences and six numbers."""
+"""What anyone should know of a compile after ten seconds, in sentences and a few numbers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from typing import Any
 
 from patch_compile.page.formats import UNKNOWN, count, percent, ratio, total
 from patch_compile.page.kernels import chosen
+from patch_compile.page.measured import measured_figure, measured_gains, measurement
 from patch_compile.page.times import Times, predicted
 
 __all__ = [
@@ -87,13 +88,16 @@ def sentences(report: Facts) -> list[str]:
 
 
 def _speed(times: list[Times], report: Facts) -> str:
+    made = "; ".join(measured_gains(report))
     if not times:
-        return "No time was predicted, and none was measured."
+        told = "No time was predicted"
+        return f"{told}. Measured: {made}." if made else f"{told}, and none was measured."
     gains = ", ".join(f"{ratio(t.total.gain)} at {t.tokens:,} tokens" for t in times)
     whole = report.get("speedup")
     if whole is not None and len(times) > 1:
         gains += f"; {ratio(float(whole))} over all of them, by their share of the time"
-    return f"Predicted for {target(report)}, not measured: {gains}."
+    told = f"Predicted for {target(report)}"
+    return f"{told}: {gains}. Measured: {made}." if made else f"{told}, not measured: {gains}."
 
 
 def target(report: Facts) -> str:
@@ -128,6 +132,7 @@ def figures(report: Facts) -> list[Figure]:
             f"{dense:,} dense, {eligible:,} 2:4{_joined(totals)}",
         ),
         Figure("Predicted speed-up", " ".join(gains) or UNKNOWN, _tokens(report)),
+        Figure("Measured speed-up", *measured_figure(report)),
         Figure("Sparse kernels", chosen(report), "chosen, as far as a GPU told"),
     ]
 
@@ -162,7 +167,7 @@ def stages(report: Facts) -> list[Stage]:
         ),
         Stage("built", *_built(engines)),
         Stage("chosen", chosen(report), _how_chosen(chosen(report))),
-        Stage("measured", UNKNOWN, "no timing of a GPU is in this report"),
+        Stage("measured", *measurement(report)),
     ]
 
 

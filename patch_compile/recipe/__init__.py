@@ -8,6 +8,7 @@ from patch_compile.recipe.compiling import CastType, CompileRecipe
 from patch_compile.recipe.learning import LearnRecipe
 from patch_compile.recipe.promise import promise_of
 from patch_compile.recipe.running import (
+    Baseline,
     BenchRecipe,
     BenchRuntime,
     BuildRecipe,
@@ -18,6 +19,7 @@ from patch_compile.recipe.running import (
 )
 
 __all__ = [
+    "Baseline",
     "BenchRecipe",
     "BenchRuntime",
     "BuildRecipe",

@@ -7,21 +7,16 @@ from typing import Literal
 from patch_compile.errors import RecipeError
 from patch_compile.recipe.checks import check_kinds, within
 
-__all__ = ["CastType", "CompileRecipe"]
+__all__ = ["BlockLowering", "CastType", "CompileRecipe", "GroupLowering", "Lowering"]
 
 CastType = Literal["fp16", "bf16"]
-LoweringChoice = Literal[
-    "auto",
-    "dense",
-    "whole",
-    "columns",
-    "reduction",
-    "cover",
-    "residual",
-    "branches",
-    "sink-order",
-    "merge",
+BlockLowering = Literal["branches", "sink-order"]
+GroupLowering = Literal[BlockLowering, "merge"]
+# The one list of them: the plan and the choice on the command line take it from here.
+Lowering = Literal[
+    "dense", "whole", "columns", "reduction", "cover", "residual", BlockLowering
 ]
+LoweringChoice = Literal["auto", Lowering, "merge"]
 
 
 @dataclass(frozen=True)

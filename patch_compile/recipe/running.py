@@ -7,6 +7,7 @@ from patch_compile.errors import RecipeError
 from patch_compile.recipe.checks import check_kinds, within
 
 __all__ = [
+    "Baseline",
     "BenchRecipe",
     "BenchRuntime",
     "BuildRecipe",
@@ -19,7 +20,9 @@ __all__ = [
 FloatType = Literal["fp32", "fp16", "bf16"]
 Precision = Literal["fp16", "bf16", "int8", "fp8"]
 Hardware = Literal["same", "ampere-plus", "same-capability"]
-BenchRuntime = Literal["ort-cpu", "ort-cuda", "ort-tensorrt", "ort-rtx"]
+BenchRuntime = Literal["ort-cpu", "ort-cuda", "ort-tensorrt", "ort-rtx", "trtexec"]
+Calibration = Literal["minmax", "percentile", "entropy"]
+Baseline = Literal["dense", "all-2:4", "ffn-only"]
 
 
 @dataclass(frozen=True)
@@ -103,16 +106,36 @@ class QuantizeRecipe:
         quantize: the type of products over weights, in Q/DQ nodes; None quantises nothing.
         calibration_tokens: of the text that ranges of activations are taken from.
         calibration_window: tokens in a window of it.
+        quantize_ignore: globs or `re:` patterns of weights, or of their nodes, that keep
+            their type; your own take the place of the default, which is the head.
+        quantize_error: products keep their type where rounding would lose more than this
+            share of a typical token of their input or output, 0 to 1: outliers leave the rest
+            too few steps. 1 quantises them all.
+        calibration: ranges of int8 activations: `minmax` takes the largest that was seen;
+            `percentile` and `entropy` cut the largest off, which ruins models whose outliers
+            carry meaning, as those of most language models do.
+        calibration_percentile: of `percentile`, 50 to 100.
     """
 
     quantize: Literal["int8", "fp8"] | None = None
     calibration_tokens: int = 1024
     calibration_window: int = 128
+    quantize_ignore: tuple[str, ...] = ("*lm_head*",)
+    quantize_error: float = 0.1
+    calibration: Calibration = "minmax"
+    calibration_percentile: float = 99.999
 
     def __post_init__(self) -> None:
         check_kinds(self)
+        within("quantize-error", self.quantize_error, 0.0, 1.0)
+        within("calibration-percentile", self.calibration_percentile, 50.0, 100.0)
         within("calibration-window", self.calibration_window, 2, 1_000_000)
         within("calibration-tokens", self.calibration_tokens, self.calibration_window, 1e9)
+        if self.quantize == "fp8" and self.calibration != "minmax":
+            raise RecipeError(
+                f"calibration | is '{self.calibration}', and fp8 takes the largest magnitude "
+                "that was seen; leave it at minmax"
+            )
 
 
 @dataclass(frozen=True)
@@ -122,8 +145,9 @@ class VerifyRecipe:
     Attributes:
         atol: largest absolute difference of any output element; None picks one from the
             element type: 1e-2 for fp32, 0.5 for fp16 and bf16 (logits reach 20 to 40), and for
-            a model that was cast to one of them.
-        rtol: largest relative Frobenius error; None picks 1e-4, or 2e-2 for fp16 and bf16.
+            a model that was cast to one of them; 10 for a quantised one.
+        rtol: largest relative Frobenius error; None picks 1e-4, 2e-2 for fp16 and bf16, or
+            0.15 for a quantised model, which is held against the masked one in floats.
         tokens: tokens of text for the perplexity; outputs are compared on the first window.
         window: tokens in a window.
         seed: of random inputs, where no text is given.
@@ -146,8 +170,15 @@ class BenchRecipe:
 
     Attributes:
         runtime: what runs the models: ONNX Runtime on its `ort-cpu`, `ort-cuda`,
-            `ort-tensorrt` or `ort-rtx` provider.
+            `ort-tensorrt` or `ort-rtx` provider, or engines that `trtexec` builds and times.
         tokens: of a sequence; several, as in `1,128`, are measured one after the other.
+        baselines: models made from the dense one and measured in the same rounds. `all-2:4`
+            and `ffn-only` have every weight that the compiled model's report names, or those
+            of its MLPs alone, 2:4 by magnitude: good for times, and for nothing else.
+            `dense` casts the dense model as the compiled one was cast, and is measured in
+            its place.
+        rebuilds: further times that the dense model is opened, on TensorRT built, anew;
+            by how much they differ from the first is the noise.
         batch: sequences at a time.
         rounds: in each of them every model is timed once, in an order drawn anew.
         warmup: runs of every model before the first round.
@@ -161,6 +192,8 @@ class BenchRecipe:
 
     runtime: BenchRuntime = "ort-cpu"
     tokens: tuple[int, ...] = (128,)
+    baselines: tuple[Baseline, ...] = ()
+    rebuilds: int = 1
     batch: int = 1
     rounds: int = 30
     warmup: int = 3
@@ -179,6 +212,9 @@ class BenchRecipe:
             within("tokens", tokens, 1, 1_000_000)
         for name in ("batch", "runs"):
             within(name, getattr(self, name), 1, 1_000_000)
+        within("rebuilds", self.rebuilds, 1, 9)
+        if len(set(self.baselines)) < len(self.baselines):
+            raise RecipeError(f"baselines | are {self.baselines}; expected each once")
         # An interval of fewer samples says nothing.
         within("rounds", self.rounds, 5, 1_000_000)
         for name in ("warmup", "threads"):

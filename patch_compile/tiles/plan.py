@@ -7,10 +7,12 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+
+from patch_compile.recipe.compiling import BlockLowering, GroupLowering, Lowering
 
 __all__ = [
     "LOWERINGS",
@@ -33,30 +35,9 @@ __all__ = [
 
 Role = Literal["dense", "sparse24"]
 Part = Literal["all", "first", "rest"]
-Lowering = Literal[
-    "dense",
-    "whole",
-    "columns",
-    "reduction",
-    "cover",
-    "residual",
-    "branches",
-    "sink-order",
-]
-BlockLowering = Literal["branches", "sink-order"]
-GroupLowering = Literal[BlockLowering, "merge"]
 Span = tuple[int, int]
 
-LOWERINGS: tuple[Lowering, ...] = (
-    "dense",
-    "whole",
-    "columns",
-    "reduction",
-    "cover",
-    "residual",
-    "branches",
-    "sink-order",
-)
+LOWERINGS: tuple[Lowering, ...] = get_args(Lowering)
 
 
 def indices(spans: Sequence[Span]) -> NDArray[np.int64]:

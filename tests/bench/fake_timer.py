@@ -53,7 +53,7 @@ class FakeModel:
         return [self.factor * self.tokens * (1 + self.runs / 100)] * runs
 
     def facts(self) -> ModelFacts:
-        return ModelFacts("7.0", 0.5, None, {"Fake": 3})
+        return ModelFacts("7.0", "a machine", 0.5, None, {"Fake": 3})
 
     def close(self) -> None:
         self.closed = True

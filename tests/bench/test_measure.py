@@ -1,16 +1,18 @@
 """Models take turns, equal ones are called equal, and what a report predicted is shown."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from patch_compile.bench.measure import bench_models
+from patch_compile.compiler import compile_model
 from patch_compile.errors import ModelError, RecipeError
-from patch_compile.recipe import BenchRecipe
+from patch_compile.recipe import BenchRecipe, CompileRecipe
 from tests.bench.fake_timer import FakeTimer
-from tests.support import Linear, linear_model, random_weight, said
+from tests.support import Linear, linear_model, random_weight, said, three_linears
 
 RECIPE = BenchRecipe(tokens=(1, 8), rounds=6, warmup=2, runs=3)
 
@@ -86,26 +88,61 @@ def test_sizes_count_the_data_files(models: dict[str, Path], timer: FakeTimer) -
     assert found.models[0].peak_bytes is None
 
 
-def test_predictions_of_the_report_stand_beside_the_measurement(
-    models: dict[str, Path], timer: FakeTimer
+def test_what_the_compiler_predicts_stands_beside_what_is_measured(
+    tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    entries = [
-        {"target": "a100 bf16", "tokens": 8, "ratio": 0.75},
-        {"target": "a100 bf16", "tokens": 64, "ratio": 0.5},
-    ]
-    report = models["compiled"].with_name("report.json")
-    report.write_text(json.dumps({"predicted": entries}))
-    found = bench_models(models["dense"], models["compiled"], RECIPE)
+    model, masks, _ = three_linears(tmp_path, rng)
+    recipe = CompileRecipe(target="a100-bf16", tokens=("8:0.5", "64:0.5"))
+    compiled = compile_model(model, masks, recipe).save(tmp_path / "out")
+    FakeTimer({"model.onnx": [1.0, 1.02], "compiled.onnx": [0.8]}).install(monkeypatch)
+    found = bench_models(model, compiled, RECIPE)
+    report = json.loads(compiled.with_name("report.json").read_text("utf-8"))
+    ratios = {entry["tokens"]: entry["ratio"] for entry in report["predicted"]}
+    assert set(ratios) == {8, 64}
     predicted = {(row.model, row.tokens): row.predicted for row in found.rows}
-    assert predicted["compiled", 8] == {"a100 bf16": 0.75}
+    assert predicted["compiled", 8] == {"a100-bf16": ratios[8]}
     assert predicted["compiled", 1] == predicted["dense", 8] == {}
+    one, eight = report["measured"]
+    assert (one["tokens"], eight["tokens"]) == (1, 8)
+    assert eight["ratio"]["median"] == pytest.approx(0.8)
+    assert eight["noise"] == pytest.approx(0.02)
+    assert (eight["verdict"], eight["runtime"], eight["device"]) == (
+        "faster",
+        "ort-cpu",
+        "a machine",
+    )
+    assert report["versions"]["onnxruntime"] == "7.0"
+    page = compiled.with_name("report.html").read_text("utf-8")
+    assert "a machine" in page
 
 
-def test_a_report_without_predictions_is_no_obstacle(
+def test_a_second_benchmark_replaces_the_first_and_keeps_others(
+    tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, masks, _ = three_linears(tmp_path, rng)
+    compiled = compile_model(model, masks, CompileRecipe()).save(tmp_path / "out")
+    for factor, tokens in ((0.8, (1, 8)), (0.5, (8, 16))):
+        FakeTimer({"model.onnx": [1.0, 1.0], "compiled.onnx": [factor]}).install(monkeypatch)
+        bench_models(model, compiled, replace(RECIPE, tokens=tokens))
+    measured = json.loads(compiled.with_name("report.json").read_text("utf-8"))["measured"]
+    ratios = {entry["tokens"]: entry["ratio"]["median"] for entry in measured}
+    assert ratios == pytest.approx({1: 0.8, 8: 0.5, 16: 0.5})
+
+
+def test_the_largest_of_several_rebuilds_is_the_noise(
     models: dict[str, Path], timer: FakeTimer
 ) -> None:
-    models["compiled"].with_name("report.json").write_text("{}")
+    timer.factors["dense.onnx"] = [1.0, 1.01, 0.93]
+    found = bench_models(models["dense"], models["compiled"], replace(RECIPE, rebuilds=2))
+    assert found.noise[8] == pytest.approx(0.07)
+    assert [m.model for m in found.models][:3] == ["dense", "dense again", "dense again 2"]
+
+
+def test_a_model_without_a_report_is_measured_all_the_same(
+    models: dict[str, Path], timer: FakeTimer
+) -> None:
     assert bench_models(models["dense"], models["compiled"], RECIPE).rows
+    assert not models["compiled"].with_name("report.json").exists()
 
 
 def test_damaged_predictions_are_refused(models: dict[str, Path], timer: FakeTimer) -> None:
@@ -136,7 +173,7 @@ def test_every_model_is_closed_even_after_an_error(
 def test_the_result_is_json(models: dict[str, Path], timer: FakeTimer) -> None:
     found = bench_models(models["dense"], models["compiled"], RECIPE).to_json()
     again = json.loads(json.dumps(found, allow_nan=False))
-    assert again["runtime"] == {"name": "ort-cpu", "version": "7.0"}
+    assert again["runtime"] == {"name": "ort-cpu", "version": "7.0", "device": "a machine"}
     assert len(again["rows"][0]["samples"]) == RECIPE.rounds
     assert set(again["noise"]) == {"1", "8"}
 

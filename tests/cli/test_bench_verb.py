@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from patch_compile.compiler import compile_model
+from patch_compile.recipe import CompileRecipe
 from tests.bench.fake_timer import FakeTimer
 from tests.cli.conftest import Cli
-from tests.support import Linear, linear_model, random_weight
+from tests.support import Linear, linear_model, random_weight, three_linears
 
 
 @pytest.fixture
@@ -29,7 +31,7 @@ def test_the_tables_say_what_the_difference_is_worth(
     ran = cli("bench", *pair, "--tokens", "8", "--rounds", "6")
     assert ran.code == 0, ran.err
     assert "compiled at 8 tokens: 20.0% faster than dense" in ran.out
-    assert "two sessions of the dense model differ by up to 2.0%" in ran.out
+    assert "sessions of the dense model differ by up to 2.0%" in ran.out
     assert "unknown" in ran.out
     assert "predicted" not in ran.out
 
@@ -42,12 +44,18 @@ def test_a_difference_inside_the_noise_is_called_that(
     assert "compiled at 128 tokens: inside the noise (measured 0.990 of dense)" in ran.out
 
 
-def test_predictions_get_a_column(cli: Cli, pair: tuple[Path, Path]) -> None:
-    entry = {"target": "a100 bf16", "tokens": 128, "ratio": 0.75}
-    pair[1].with_name("report.json").write_text(json.dumps({"predicted": [entry]}))
-    ran = cli("bench", *pair, "--rounds", "6")
+def test_predictions_get_a_column(
+    cli: Cli, tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, masks, _ = three_linears(tmp_path, rng)
+    recipe = CompileRecipe(target="a100-bf16", tokens=("128",))
+    compiled = compile_model(model, masks, recipe).save(tmp_path / "out")
+    FakeTimer({"model.onnx": [1.0, 1.02], "compiled.onnx": [0.8]}).install(monkeypatch)
+    ran = cli("bench", model, compiled, "--rounds", "6")
+    assert ran.code == 0, ran.err
     assert "predicted" in ran.out
-    assert "0.750 (a100 bf16)" in ran.out
+    assert "(a100-bf16)" in ran.out
+    assert "predicted: of the masked weights alone; measured: of the whole model" in ran.out
 
 
 def test_json_is_complete_and_equals_the_file(

@@ -118,7 +118,7 @@ def test_what_nobody_measured_is_unknown_and_never_zero(page: str) -> None:
         "unknown",
         "no build log or engine inspector named a kernel; that is not zero",
     ]
-    assert _row(page, "measured")[1] == "unknown"
+    assert _row(page, "measured")[1] == "not measured"
     assert _row(page, "requested")[1] == "no engine built"
     words = _Reader(page).words()
     assert "Predicted speed-up unknown" in words

@@ -11,7 +11,6 @@ from patch_compile.tiles.plan import (
     LOWERINGS,
     GroupLowering,
     GroupPlan,
-    Lowering,
     Part,
     Piece,
     Plan,
@@ -78,10 +77,6 @@ def test_plan_of_version_one_reads_as_one_without_groups() -> None:
     plan = Plan.from_json(json.dumps({"version": 1, "weights": [weight]}))
     assert plan.groups == ()
     assert plan.weights[0].pieces == (Piece("dense", ((0, 8),), ((0, 16),)),)
-
-
-def test_constant_of_lowerings_lists_the_type_s_own() -> None:
-    assert get_args(Lowering) == LOWERINGS
 
 
 @given(spans(), st.integers(1, 300))

@@ -236,7 +236,7 @@ function described(weight) {
     ["eligible", `${weight.eligible} of ${weight.pieces.length} pieces, by our own check of the stored bytes`],
     ["built", built ? `in ${facts.engines.join(", ")}` : "no engine built"],
     ["chosen", weight.told.join("; ") || "unknown"],
-    ["measured", "unknown"],
+    ["measured", facts.measured],
     ["pieces", weight.pieces.map(pieceText).join("; ")],
     ["multiply-adds", `${weight.macs.toLocaleString("en")} before, ${weight.macs_kept.toLocaleString("en")} after (${percent(weight.macs_kept / weight.macs)})`],
     ["masks", weight.masks.join(", ") || "none"],
@@ -252,7 +252,7 @@ function fill(list, weight) {
   for (const [word, text] of described(weight)) {
     const [dt, dd] = [document.createElement("dt"), document.createElement("dd")];
     [dt.textContent, dd.textContent] = [word, text];
-    if (text === "unknown") dd.className = "unknown";
+    if (text === "unknown" || text === "not measured") dd.className = "unknown";
     list.append(dt, dd);
   }
 }

@@ -1,0 +1,35 @@
+"""Predictions that a compile left in its report, to be read against a measurement."""
+
+import json
+from pathlib import Path
+
+from patch_compile.errors import ModelError
+
+__all__ = ["read_predictions"]
+
+
+def read_predictions(compiled: Path) -> dict[int, dict[str, float]]:
+    """Returns latency ratios of the compiled weights to the dense ones, by tokens and target.
+
+    They are of the products over masked weights alone, and of what joins them; a measurement
+    is of the whole model.
+
+    Args:
+        compiled: the compiled .onnx file; none are found where no report.json lies beside it.
+
+    Raises:
+        ModelError: if the report is damaged.
+    """
+    path = compiled.with_name("report.json")
+    if not path.is_file():
+        return {}
+    found: dict[int, dict[str, float]] = {}
+    try:
+        for entry in json.loads(path.read_text("utf-8")).get("predicted", ()):
+            ratios = found.setdefault(int(entry["tokens"]), {})
+            ratios[str(entry["target"])] = float(entry["ratio"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(
+            f"report '{path}' | holds no predictions that can be read: {error}; compile again"
+        ) from error
+    return found
