@@ -17,6 +17,7 @@ from patch_compile.cli.build_verb import build, results
 from patch_compile.cli.console import say, set_up_logging
 from patch_compile.cli.doctor_verb import doctor
 from patch_compile.cli.eval_verb import eval_
+from patch_compile.cli.generate_verb import generate
 from patch_compile.cli.report_verb import report
 from patch_compile.errors import Mismatch, PatchCompileError, RecipeError
 from patch_compile.io.atomic import write_text
@@ -47,6 +48,7 @@ app.command(report)
 app.command(eval_, name="eval")
 app.command(doctor)
 app.command(bench)
+app.command(generate)
 app.command(verbs.demo)
 # `run` says that nothing is half-written.
 app.meta.suppress_keyboard_interrupt = False

@@ -83,6 +83,9 @@ def export_onnx(
     with staged_folder(output.parent) as stage:
         save_model(graph, stage / output.name, progress)
         save_companions(model, stage)
+        if recipe.with_past:
+            # It names the tokens that end a text, where config.json may name one alone.
+            model.module.generation_config.save_pretrained(stage)
     tell(progress, 2, 2, f"wrote {output.name}")
     return output
 
