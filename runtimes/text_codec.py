@@ -77,7 +77,8 @@ class TextCodec:
                 add_generation_prompt=True,
                 **self.special,
             )
-        except (TemplateError, TypeError, ValueError) as error:
+        # It is foreign code, and raises what it likes.
+        except Exception as error:
             raise ModelError(
                 f"tokenizer '{self.folder}' | has a chat template that fails: "
                 f"{' '.join(str(error).split())}; leave --chat out"
