@@ -13,6 +13,7 @@ from patch_compile.io.load_masks import load_masks
 from patch_compile.names import chosen
 from patch_compile.passes.binding import Binding, bind, in_features
 from patch_compile.passes.pipeline import inline
+from patch_compile.passes.elsewhere import find_elsewhere
 from patch_compile.passes.sites import Refusal, Site, find_sites
 from patch_compile.recipe import CompileRecipe
 from patch_compile.tiles.cut import cut_masks
@@ -48,7 +49,8 @@ def bind_masks(
         bindings = [Binding(s, (kept.weights[s.name],), "name") for s in found]
         left_alone: dict[str, str] = {}
     else:
-        bindings, left_alone = bind(sites, refusals, kept)
+        known_names = {weight.name for weight in (*sites, *refusals)}
+        bindings, left_alone = bind(sites, refusals, kept, find_elsewhere(model, known_names))
     left_out = dict.fromkeys(known.weights.keys() - set(wanted), "left out by the recipe")
     left_alone |= dict(sorted(left_out.items()))
     bindings, kept = _within_budget(bindings, kept, recipe)
