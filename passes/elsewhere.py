@@ -53,6 +53,6 @@ def _reason(readers: list[ir.Node]) -> str:
         return "no node reads it"
     many = f" and {len(readers) - 1} more" if len(readers) > 1 else ""
     return (
-        f"is read by {readers[0].op_type} '{readers[0].name}'{many}; a mask is applied where a "
-        "MatMul or Gemm multiplies by the weight from the right"
+        f"is read by {readers[0].op_type} '{readers[0].name}'{many}; a mask is applied where "
+        "a MatMul or Gemm multiplies by the weight from the right"
     )

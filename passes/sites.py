@@ -218,7 +218,7 @@ def _gemm_refused(node: ir.Node) -> str | None:
 
 
 def names_of(node: ir.Node, value: ir.Value) -> tuple[str, ...]:
-    """Names that a node's weight may carry: metadata first, then initializer and node names."""
+    """Names a node's weight may carry: metadata first, then initializer and node names."""
     names = [
         node.metadata_props.get(WEIGHT),
         _scope(node),

@@ -41,7 +41,8 @@ class Difference:
 
     Attributes:
         at: index of the first token that is another.
-        first: the first model's token there as text; empty where its answer was over.
+        first: the first model's token there as text, or as `<number>` if it is a special
+            one; empty where its answer was over.
         here: this one's.
     """
 
@@ -189,8 +190,11 @@ class Generation:
         at = next((i for i, (a, b) in enumerate(pairs) if a != b), shared)
         if at == len(first) == len(here):
             return None
-        one, two = (self.codec.decode(tokens[at : at + 1]) for tokens in (first, here))
-        return Difference(at, one, two)
+        return Difference(at, *(self._spelt(tokens[at : at + 1]) for tokens in (first, here)))
+
+    def _spelt(self, tokens: Sequence[int]) -> str:
+        """One token as text, by its number if it has none, or nothing if there is none."""
+        return self.codec.decode(tokens) or "".join(f"<{token}>" for token in tokens)
 
 
 def _ignore(*_: object) -> None:

@@ -12,8 +12,8 @@ from patch_compile.io.infer import infer_masks
 from patch_compile.io.load_masks import load_masks
 from patch_compile.names import chosen
 from patch_compile.passes.binding import Binding, bind, in_features
-from patch_compile.passes.pipeline import inline
 from patch_compile.passes.elsewhere import find_elsewhere
+from patch_compile.passes.pipeline import inline
 from patch_compile.passes.sites import Refusal, Site, find_sites
 from patch_compile.recipe import CompileRecipe
 from patch_compile.tiles.cut import cut_masks

@@ -117,26 +117,31 @@ def in_loop(path: Path) -> tuple[Path, dict[str, Any]]:
     return small_model(path, [node], tensors), {}
 
 
-def read_by(kind: str, *inputs: str, **attributes: Any) -> Any:
+def read_by(kind: str, **attributes: Any) -> Any:
     """A graph in which another operator than MatMul or Gemm reads the weight."""
     name = f"/model/layers.0/fc/{kind}"
 
     def build(path: Path) -> tuple[Path, dict[str, Any]]:
-        node = helper.make_node(kind, inputs or ["x", "w"], ["y"], name=name, **attributes)
+        node = helper.make_node(kind, ["x", "w"], ["y"], name=name, **attributes)
         return small_model(path, [node], {"w": W.T.copy()}), {}
 
     return build
 
 
+def on_the_left(path: Path) -> tuple[Path, dict[str, Any]]:
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["t"], perm=[1, 0]),
+        helper.make_node("MatMul", ["w", "t"], ["y"], name="/model/layers.0/fc/MatMul"),
+    ]
+    return small_model(path, nodes, {"w": W}), {}
+
+
 def cast(path: Path) -> tuple[Path, dict[str, Any]]:
     nodes = [
-        helper.make_node("Cast", ["w16"], ["w"], name="widen", to=TensorProto.FLOAT),
+        helper.make_node("Cast", [FC], ["w"], name="widen", to=TensorProto.FLOAT),
         helper.make_node("MatMul", ["x", "w"], ["y"], name="/model/layers.0/fc/MatMul"),
     ]
-    tensor = W.T.astype(np.float16)
-    for node in nodes:
-        node.input[:] = [name.replace("w16", FC) for name in node.input]
-    return small_model(path, nodes, {FC: tensor}), {}
+    return small_model(path, nodes, {FC: W.T.astype(np.float16)}), {}
 
 
 ELSEWHERE = (
@@ -162,10 +167,7 @@ ELSEWHERE = (
             read_by("FusedMatMul", domain="com.microsoft"),
             f"is read by FusedMatMul '/model/layers.0/fc/FusedMatMul'{ELSEWHERE}",
         ),
-        (
-            read_by("MatMul", "w", "x"),
-            f"is read by MatMul '/model/layers.0/fc/MatMul'{ELSEWHERE}",
-        ),
+        (on_the_left, f"is read by MatMul '/model/layers.0/fc/MatMul'{ELSEWHERE}"),
         (cast, f"is read by Cast 'widen'{ELSEWHERE}"),
     ],
 )
