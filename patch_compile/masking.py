@@ -49,8 +49,8 @@ def bind_masks(
         bindings = [Binding(s, (kept.weights[s.name],), "name") for s in found]
         left_alone: dict[str, str] = {}
     else:
-        known_names = {weight.name for weight in (*sites, *refusals)}
-        bindings, left_alone = bind(sites, refusals, kept, find_elsewhere(model, known_names))
+        told = {site.name for site in sites} | {refusal.name for refusal in refusals}
+        bindings, left_alone = bind(sites, refusals, kept, find_elsewhere(model, told))
     left_out = dict.fromkeys(known.weights.keys() - set(wanted), "left out by the recipe")
     left_alone |= dict(sorted(left_out.items()))
     bindings, kept = _within_budget(bindings, kept, recipe)

@@ -93,8 +93,8 @@ def _display(opened: Generation) -> Iterator[Listener]:
     """Yields a listener that shows each piece of text where it belongs."""
     labels = list(opened.decoders)
     if len(labels) > 1 and out.is_terminal and out.width >= _NARROWEST * len(labels):
-        with _columns(opened, labels) as listen:
-            yield listen
+        with _columns(opened, labels) as side_by_side:
+            yield side_by_side
         return
     place: tuple[int, int] | None = None
 
