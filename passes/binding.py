@@ -44,9 +44,18 @@ class Binding:
 
 
 def bind(
-    sites: Sequence[Site], refusals: Sequence[Refusal], masks: Masks
+    sites: Sequence[Site],
+    refusals: Sequence[Refusal],
+    masks: Masks,
+    elsewhere: Sequence[Refusal] = (),
 ) -> tuple[list[Binding], dict[str, str]]:
     """Binds every mask to one site.
+
+    Args:
+        sites: weights that masks may go to.
+        refusals: weights that cannot be lowered, and why.
+        masks: each must find its weight.
+        elsewhere: tensors that no product multiplies by, for masks that fit nothing else.
 
     Returns:
         The bindings in graph order, and for masks whose weight was refused the reason.
@@ -61,7 +70,8 @@ def bind(
     free = [site for site in sites if site.name not in named]
     digested = _by_digest(free, missing)
     found = {mask.name for parts in digested.values() for mask in parts}
-    unbound = [mask.name for mask in missing if mask.name not in found]
+    left_alone |= _refused(elsewhere, masks, taken | found | left_alone.keys())
+    unbound = [mask.name for mask in missing if mask.name not in {*found, *left_alone}]
     if unbound:
         raise MaskError(_nowhere(unbound, sites))
     bindings = [

@@ -25,6 +25,7 @@ __all__ = [
     "constant_tensor",
     "constant_weight",
     "find_sites",
+    "names_of",
     "pieces",
 ]
 
@@ -106,7 +107,7 @@ def find_sites(model: ir.Model, *, compiled: bool = False) -> tuple[list[Site], 
         name = firsts.setdefault(id(tensor), value.name or "")
         if value.name != name:
             aliases[name][value.name or ""] = None
-        parameters[name].update(dict.fromkeys(_parameters(node, value)))
+        parameters[name].update(dict.fromkeys(names_of(node, value)))
         done = not compiled and LOWERING in node.metadata_props
         reason = COMPILED_ALREADY if done else _refused(node, value, inside)
         if name in weights and weights[name].transposed != transposed:
@@ -137,7 +138,7 @@ def _products(model: ir.Model) -> Iterator[tuple[ir.Node, bool]]:
 
 
 def constant_weight(node: ir.Node) -> tuple[ir.Value, bool] | None:
-    """Finds the constant second operand of a MatMul or Gemm, through a Transpose.
+    """Finds the constant second operand of a MatMul or Gemm, through Transpose and Identity.
 
     Returns:
         The value that holds the tensor, and whether it is stored (K, N); None if the
@@ -160,17 +161,20 @@ def _quantized(node: ir.Node) -> tuple[ir.Value, bool] | None:
 
 
 def _operand(node: ir.Node) -> tuple[ir.Value | None, bool]:
-    """The second operand before a Transpose, and whether there is one."""
+    """The second operand before Transposes and Identities, and whether they turn it."""
     value = node.inputs[1] if len(node.inputs) > 1 else None
-    producer = None if value is None else value.producer()
-    if producer is not None and producer.op_type == "Transpose" and _swaps(producer):
-        return producer.inputs[0], True
-    return value, False
+    turned = False
+    while value is not None and (producer := value.producer()) is not None:
+        if producer.domain or not (producer.op_type == "Identity" or _swaps(producer)):
+            break
+        turned ^= producer.op_type == "Transpose"
+        value = producer.inputs[0]
+    return value, turned
 
 
 def _swaps(node: ir.Node) -> bool:
     perm = node.attributes.get("perm")
-    return perm is None or list(perm.as_ints()) == [1, 0]
+    return node.op_type == "Transpose" and (perm is None or list(perm.as_ints()) == [1, 0])
 
 
 def _integer(node: ir.Node, name: str) -> int:
@@ -213,8 +217,8 @@ def _gemm_refused(node: ir.Node) -> str | None:
     return "Gemm transposes its first operand" if _integer(node, "transA") else None
 
 
-def _parameters(node: ir.Node, value: ir.Value) -> tuple[str, ...]:
-    """Names the weight may carry: metadata first, then initializer and node names."""
+def names_of(node: ir.Node, value: ir.Value) -> tuple[str, ...]:
+    """Names a node's weight may carry: metadata first, then initializer and node names."""
     names = [
         node.metadata_props.get(WEIGHT),
         _scope(node),

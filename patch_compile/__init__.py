@@ -25,11 +25,14 @@ if TYPE_CHECKING:
     from patch_compile.errors import PatchCompileError as PatchCompileError
     from patch_compile.evaluation.evaluate import evaluate as evaluate
     from patch_compile.evaluation.settings import EvalRecipe as EvalRecipe
+    from patch_compile.generation import Generated as Generated
+    from patch_compile.generation import generate as generate
     from patch_compile.inspection import inspect_model as inspect_model
     from patch_compile.io.load_masks import load_masks as load_masks
     from patch_compile.io.masks_file import save_masks as save_masks
     from patch_compile.quantization import quantize_model as quantize_model
     from patch_compile.recipe.compiling import CompileRecipe as CompileRecipe
+    from patch_compile.recipe.generating import GenerateRecipe as GenerateRecipe
     from patch_compile.recipe.learning import LearnRecipe as LearnRecipe
     from patch_compile.recipe.running import BenchRecipe as BenchRecipe
     from patch_compile.recipe.running import BuildRecipe as BuildRecipe
@@ -52,6 +55,8 @@ _HOMES = {
     "CompileRecipe": "recipe",
     "Compiled": "compiler",
     "ExportRecipe": "recipe",
+    "GenerateRecipe": "recipe",
+    "Generated": "generation",
     "LearnRecipe": "recipe",
     "Masks": "tiles.masks",
     "Planned": "compiler",
@@ -67,6 +72,7 @@ _HOMES = {
     "evaluate": "evaluation.evaluate",
     "export_context": "runtimes.ep_context",
     "export_onnx": "api",
+    "generate": "generation",
     "import_results": "results",
     "inspect_model": "inspection",
     "join_engine": "api",

@@ -15,6 +15,7 @@ from patch_compile.io.load_masks import load_masks
 from patch_compile.io.piece_tensor import StoredWeight
 from patch_compile.names import chosen
 from patch_compile.passes.binding import Binding, bind, in_features
+from patch_compile.passes.elsewhere import find_elsewhere
 from patch_compile.passes.pipeline import inline
 from patch_compile.passes.sites import Refusal, Site, find_sites
 from patch_compile.passes.structure import find_structure
@@ -55,7 +56,8 @@ def bind_masks(
         bindings = [Binding(s, (kept.weights[s.name],), "name") for s in found]
         left_alone: dict[str, str] = {}
     else:
-        bindings, left_alone = bind(sites, refusals, kept)
+        told = {site.name for site in sites} | {refusal.name for refusal in refusals}
+        bindings, left_alone = bind(sites, refusals, kept, find_elsewhere(model, told))
     left_out = dict.fromkeys(known.weights.keys() - set(wanted), "left out by the recipe")
     left_alone |= dict(sorted(left_out.items()))
     if recipe.regroup:

@@ -19,6 +19,7 @@ from onnx import TensorProto
 
 from patch_compile._require import require
 from patch_compile.errors import ModelError, RuntimeUnavailable
+from patch_compile.runtimes.free_axes import pin_axes
 
 __all__ = [
     "CPU",
@@ -113,20 +114,21 @@ def open_session(
     if not path.is_file():
         raise ModelError(f"model '{path}' | is not a file; give the path of an .onnx file")
     options = session_options(optimise)
-    if optimise and _holds_fp8(path):
+    graph = _graph(path)
+    pin_axes(options, graph)
+    if optimise and any(tensor.data_type in _FP8 for tensor in graph.initializer):
         # Its extended rewrites of fp8 Q/DQ (1.32) compute what ONNX's reference does not.
         levels = require("onnxruntime", "cpu").GraphOptimizationLevel
         options.graph_optimization_level = levels.ORT_ENABLE_BASIC
     return start_session(f"model '{path}'", str(path), options, providers)
 
 
-def _holds_fp8(path: Path) -> bool:
+def _graph(path: Path) -> onnx.GraphProto:
     try:
-        tensors = onnx.load(path, load_external_data=False).graph.initializer
+        return onnx.load(path, load_external_data=False).graph
     except DecodeError:
         # ONNX Runtime tells what is wrong with it.
-        return False
-    return any(tensor.data_type in _FP8 for tensor in tensors)
+        return onnx.GraphProto()
 
 
 def session_options(optimise: bool) -> Any:
@@ -314,6 +316,11 @@ def _advice(kind: str, text: str) -> str:
         return (
             "; the CPU provider has no such kernel for the element type (bfloat16 products, "
             "for one); export the model as fp32 or fp16 to run it here"
+        )
+    if "re-use buffer" in text:
+        return (
+            "; the model declares a shape that its values do not have, as those of "
+            "onnxruntime-genai's builder for fp16 on the CPU; export it another way (-e cuda)"
         )
     if "No corresponding Numpy type" in text:
         return "; cast this output to float32 in the model"

@@ -20,7 +20,9 @@ from patch_compile.runtimes.onnxruntime import Session, run_session
 __all__ = [
     "Encode",
     "Score",
+    "check_causal",
     "cut_windows",
+    "load_tokenizer",
     "open_tokenizer",
     "perplexity",
     "predictions",
@@ -40,6 +42,8 @@ Encode = Callable[[str, bool], list[int]]
 
 # Rows of logits turned to float64 at a time: 64 x 128,256 are 66 MB.
 _ROWS = 64
+# Ids that every vocabulary has; the two texts differ in their last token.
+_PROBES = ((1, 2, 3, 1), (1, 2, 3, 2))
 
 
 def perplexity(
@@ -120,6 +124,28 @@ def session_scorer(session: Session) -> Score:
         return logits
 
     return score
+
+
+def check_causal(model: str, score: Score) -> None:
+    """Refuses encoders, whose logits at a position depend on the tokens after it.
+
+    Args:
+        model: its name, for the message.
+        score: the model.
+
+    Raises:
+        ModelError: if the logits move with a later token, and whatever `score` raises.
+    """
+    first, second = (score(np.array([probe], np.int64))[0, :-1] for probe in _PROBES)
+    # A causal model repeats the same sums, to the bit on the kernels we know; encoders with
+    # random weights, which look around least, move by 1e-2.
+    apart = float(np.abs(first.astype(np.float64) - second).max(initial=0.0))
+    if apart > 1e-3 * float(np.abs(first).max(initial=0.0)):
+        raise ModelError(
+            f"model '{model}' | is no causal language model: its outputs move by {apart:.3g} "
+            "with a later token, as an encoder's do; expected a model that predicts the next "
+            "token, for which alone perplexity, likelihoods and generated text are defined"
+        )
 
 
 def surprises(logits: NDArray[Any], targets: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -222,7 +248,18 @@ def read_text(path: Path) -> str:
 
 
 def open_tokenizer(path: Path) -> Encode:
-    """Returns the tokenizer of a file as a function; truncation and padding are off.
+    """Returns the tokenizer of a file as a function; see `load_tokenizer`."""
+    tokenizer = load_tokenizer(path)
+
+    def encode(text: str, special: bool) -> list[int]:
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=special).ids
+        return ids
+
+    return encode
+
+
+def load_tokenizer(path: Path) -> Any:
+    """Returns the `tokenizers.Tokenizer` of a file; truncation and padding are off.
 
     Args:
         path: `tokenizer.json`.
@@ -245,9 +282,4 @@ def open_tokenizer(path: Path) -> Encode:
         ) from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
-
-    def encode(text: str, special: bool) -> list[int]:
-        ids: list[int] = tokenizer.encode(text, add_special_tokens=special).ids
-        return ids
-
-    return encode
+    return tokenizer

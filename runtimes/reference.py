@@ -23,6 +23,7 @@ from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from patch_compile._require import require
 from patch_compile.errors import MaskError, ModelError
+from patch_compile.runtimes.free_axes import pin_axes
 from patch_compile.runtimes.onnxruntime import (
     CPU,
     Session,
@@ -97,6 +98,7 @@ def open_reference(
         if progress is not None:
             progress(done, len(masked), item.tensor)
     options = session_options(optimise)
+    pin_axes(options, proto.graph)
     # Not `add_initializer`: with rewrites on, it is ignored for float16 weights.
     options.add_external_initializers(list(replaced), list(replaced.values()))
     source: str | bytes = str(model)

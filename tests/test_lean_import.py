@@ -105,6 +105,7 @@ def test_the_main_job_needs_no_extra(model: Path) -> None:
     [
         ("verify", "onnxruntime", "cpu"),
         ("bench", "onnxruntime", "cpu"),
+        ("generate", "onnxruntime", "cpu"),
         ("learn", "torch", "learn"),
         ("export", "torch", "learn"),
         ("build", "tensorrt_rtx", "rtx"),
@@ -114,6 +115,7 @@ def test_a_missing_extra_is_named_in_one_line(
     model: Path, verb: str, package: str, extra: str
 ) -> None:
     more: list[str | Path] = [model] if verb in ("verify", "bench") else []
+    more += ["--prompt", "w1"] if verb == "generate" else []
     more += ["--tiles", model.parent / "masks.json"] if verb == "verify" else []
     before = sorted(model.parent.iterdir())
     done = _python(BLOCK + COMMAND_LINE, verb, model, *more)

@@ -18,6 +18,7 @@ from patch_compile.cli.calibrate_verb import calibrate
 from patch_compile.cli.console import say, set_up_logging
 from patch_compile.cli.doctor_verb import doctor
 from patch_compile.cli.eval_verb import eval_
+from patch_compile.cli.generate_verb import generate
 from patch_compile.cli.learning_verbs import cut, learn
 from patch_compile.cli.plan_verb import plan
 from patch_compile.cli.report_verb import report
@@ -51,6 +52,7 @@ app.command(eval_, name="eval")
 app.command(doctor)
 app.command(bench)
 app.command(calibrate)
+app.command(generate)
 app.command(verbs.demo)
 # `run` says that nothing is half-written.
 app.meta.suppress_keyboard_interrupt = False

@@ -12,6 +12,7 @@ from patch_compile.report import Report, WeightReport
 from patch_compile.whatif import WhatIf
 
 if TYPE_CHECKING:
+    from patch_compile.runtimes.comparison import OutputComparison
     from patch_compile.verification import Verification
 
 __all__ = [
@@ -197,10 +198,10 @@ def verification_table(found: "Verification") -> Table:
         *("max abs", "allowed", "rel. Frobenius", "allowed", "argmax equal"),
         right=5,
     )
-    for output in found.comparison.outputs:
+    for label, output in _worst_of_caches(found.comparison.outputs):
         agreement = output.argmax_agreement
         table.add_row(
-            output.name,
+            label,
             output.dtype,
             "pass" if output.passed else "FAIL",
             f"{output.max_abs:.3g}",
@@ -210,3 +211,15 @@ def verification_table(found: "Verification") -> Table:
             "-" if agreement is None else f"{agreement:.2%}",
         )
     return table
+
+
+def _worst_of_caches(
+    outputs: "Sequence[OutputComparison]",
+) -> "list[tuple[str, OutputComparison]]":
+    """Every output with its label; of caches that pass, of which decoders have many, one."""
+    caches = [o for o in outputs if o.name.startswith("present.") and o.passed]
+    others = [(o.name, o) for o in outputs if o not in caches]
+    if len(caches) < 2:
+        return [(o.name, o) for o in outputs]
+    worst = max(caches, key=lambda output: output.relative)
+    return [*others, (f"{worst.name} (the worst of {len(caches)} caches)", worst)]

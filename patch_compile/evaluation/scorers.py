@@ -33,9 +33,6 @@ __all__ = ["Scorer", "open_scorer"]
 
 Progress = Callable[[int, int, str], None]
 
-# Ids that every vocabulary has; the two texts differ in their last token.
-_PROBES = ((1, 2, 3, 1), (1, 2, 3, 2))
-
 
 @dataclass(frozen=True, eq=False)
 class Scorer:
@@ -77,7 +74,8 @@ def open_scorer(
         scorer = _open_onnx(Path(model), masks, tokenizer, progress)
     else:
         scorer = _open_torch(model, masks, tokenizer)
-    _check_causal(model, scorer.score)
+    perplexity = require("patch_compile.runtimes.perplexity", "cpu")
+    perplexity.check_causal(model, scorer.score)
     return scorer
 
 
@@ -178,17 +176,3 @@ def _apply(loaded: "LoadedModel", masks: str | Path | Masks) -> float:
         with torch.no_grad():
             linears[name].matrix(linears[name].weight).masked_fill_(gone, 0.0)
     return given.sparsity
-
-
-def _check_causal(model: str, score: "Score") -> None:
-    """Refuses encoders, whose logits at a position depend on the tokens after it."""
-    first, second = (score(np.array([probe], np.int64))[0, :-1] for probe in _PROBES)
-    # A causal model repeats the same sums, to the bit on the kernels we know; encoders with
-    # random weights, which look around least, move by 1e-2.
-    apart = float(np.abs(first.astype(np.float64) - second).max(initial=0.0))
-    if apart > 1e-3 * float(np.abs(first).max(initial=0.0)):
-        raise ModelError(
-            f"model '{model}' | is no causal language model: its outputs move by {apart:.3g} "
-            "with a later token, as an encoder's do; expected a model that predicts the next "
-            "token, for which alone perplexity and zero-shot likelihoods are defined"
-        )

@@ -4,9 +4,8 @@ N: out features. K: in features.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import onnx_ir as ir
 
@@ -19,12 +18,10 @@ from patch_compile.learn._progress import Progress, tell
 from patch_compile.learn._quiet import first_line, quiet
 from patch_compile.learn.linears import Linear, find_linears, prunable
 from patch_compile.learn.model import DTYPES, LoadedModel, save_companions
+from patch_compile.learn.signatures import Signature, name_axes, plain, with_past
 from patch_compile.recipe import ExportRecipe
 from patch_compile.tiles.masks import Masks
 from patch_compile.tiles.weight_mask import WeightMask
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 __all__ = ["WEIGHT", "export_onnx"]
 
@@ -49,8 +46,9 @@ def export_onnx(
     """Writes a model as ONNX, with config.json and the tokenizer beside it.
 
     The graph maps `input_ids`, int64 (batch, sequence), to `logits` in the model's element
-    type, (batch, sequence, vocabulary). Weights lie in `<output>.data`. The same model gives
-    the same bytes. Masks are not applied: that is the compiler's part.
+    type, (batch, sequence, vocabulary); with `recipe.with_past` it has a cache as well, see
+    `signatures.with_past`. Weights lie in `<output>.data`. The same model gives the same
+    bytes. Masks are not applied: that is the compiler's part.
 
     Args:
         model: loaded in `recipe.dtype`.
@@ -73,16 +71,21 @@ def export_onnx(
         _check_masks(model, linears, masks)
     tell(progress, 0, 2, "tracing the model")
     with quiet():
-        program = _traced(model, recipe.opset)
+        signature = with_past(model) if recipe.with_past else plain(model)
+        program = _traced(model, recipe, signature)
         _label(program.model, linears)
         tell(progress, 1, 2, "simplifying the graph")
         program.optimize()
     graph: ir.Model = program.model
     _check_labels(graph, wanted)
+    name_axes(graph)
     _drop_notes(graph)
     with staged_folder(output.parent) as stage:
         save_model(graph, stage / output.name, progress)
         save_companions(model, stage)
+        if recipe.with_past:
+            # It names the tokens that end a text, where config.json may name one alone.
+            model.module.generation_config.save_pretrained(stage)
     tell(progress, 2, 2, f"wrote {output.name}")
     return output
 
@@ -139,24 +142,21 @@ def _is_made_for(mask: WeightMask, linear: Linear, dtype: str) -> bool:
     return True
 
 
-def _traced(model: LoadedModel, opset: int) -> Any:
+def _traced(model: LoadedModel, recipe: ExportRecipe, signature: Signature) -> Any:
     """Returns torch's ONNX program, whose initializers still have their parameters' names."""
     torch = require("torch", "learn")
-    size = torch.export.Dim
-    shapes = {"input_ids": {0: size("batch"), 1: size("sequence")}}
-    ids = torch.arange(16).reshape(2, 8)
     try:
-        with torch.no_grad(), _without_cache(model.module):
+        with torch.no_grad(), signature.prepared():
             return torch.onnx.export(
                 model.module,
-                kwargs={"input_ids": ids},
+                kwargs=dict(signature.arguments),
                 dynamo=True,
                 optimize=False,
                 verbose=False,
-                opset_version=opset,
-                dynamic_shapes=shapes,
-                input_names=["input_ids"],
-                output_names=["logits"],
+                opset_version=recipe.opset,
+                dynamic_shapes=dict(signature.axes),
+                input_names=signature.inputs,
+                output_names=signature.outputs,
             )
     except torch.onnx.OnnxExporterError as error:
         raise ModelError(
@@ -164,18 +164,6 @@ def _traced(model: LoadedModel, opset: int) -> Any:
             f"{first_line(error.__cause__ or error)}; try another opset, or export it with "
             "another tool and compile that"
         ) from error
-
-
-@contextmanager
-def _without_cache(module: "PreTrainedModel") -> Iterator[None]:
-    # As an argument, `use_cache` would count as an input, and torch then leaves the dynamic
-    # axes without their names.
-    before = module.config.use_cache
-    module.config.use_cache = False
-    try:
-        yield
-    finally:
-        module.config.use_cache = before
 
 
 def _label(model: ir.Model, linears: Mapping[str, Linear]) -> None:

@@ -5,6 +5,7 @@ arguments of the Python API; there is no second schema.
 """
 
 from patch_compile.recipe.compiling import CastType, CompileRecipe
+from patch_compile.recipe.generating import GenerateRecipe
 from patch_compile.recipe.learning import LearnRecipe
 from patch_compile.recipe.promise import promise_of
 from patch_compile.recipe.running import (
@@ -27,6 +28,7 @@ __all__ = [
     "CastType",
     "CompileRecipe",
     "ExportRecipe",
+    "GenerateRecipe",
     "LearnRecipe",
     "QuantizeRecipe",
     "VerifyRecipe",

@@ -32,10 +32,14 @@ class ExportRecipe:
     Attributes:
         dtype: element type of weights and activations.
         opset: of the default domain.
+        with_past: give the decoder a cache: keys and values of the tokens before come in as
+            `past_key_values.N.key` and go out, longer, as `present.N.key`, which is what
+            `generate` and serving want; plain logits of a whole text need none.
     """
 
     dtype: FloatType = "fp32"
     opset: int = 20
+    with_past: bool = False
 
     def __post_init__(self) -> None:
         check_kinds(self)

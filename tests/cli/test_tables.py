@@ -7,6 +7,8 @@ from patch_compile.cli import tables
 from patch_compile.cli.console import out
 from patch_compile.inspection import Inspection, WeightInspection
 from patch_compile.report import PieceReport, Report, WeightReport
+from patch_compile.runtimes.comparison import Comparison, OutputComparison
+from patch_compile.verification import Verification
 
 
 def _weight(
@@ -89,3 +91,21 @@ def test_a_name_is_never_taken_for_markup() -> None:
     with out.capture() as capture:
         out.print(tables.inspection_table(Inspection((_inspected(name),), {})))
     assert name in capture.get()
+
+
+def test_caches_that_pass_are_one_row() -> None:
+    """A decoder has two outputs a layer beside its logits."""
+
+    def output(name: str, relative: float, rtol: float = 1e-4) -> OutputComparison:
+        return OutputComparison(name, "float32", (1, 2), 0.0, relative, None, 1.0, rtol)
+
+    outputs = (
+        output("logits", 3e-5),
+        *(output(f"present.{i}.key", i * 1e-6) for i in range(30)),
+        output("present.30.key", 1.0),
+    )
+    found = Verification(Comparison(outputs), {}, 0, {})
+    with out.capture() as printed:
+        out.print(tables.verification_table(found))
+    names = [line.split("  ")[0] for line in printed.get().splitlines()[2:]]
+    assert names == ["logits", "present.30.key", "present.29.key (the worst of 30 caches)"]

@@ -2,7 +2,8 @@
 
 The facts followed: opset 22 and com.microsoft; q, k and v in one weight (K, N_q + N_k + N_v)
 named `model.layers.0.attn.qkv_proj.MatMul.weight`; GroupQueryAttention with its rotation
-tables, SkipSimplifiedLayerNormalization around the two residual sums, a cache in and out.
+tables, SkipSimplifiedLayerNormalization around the two residual sums, a cache in and out
+whose heads have the symbol `kv_cache_dim` for a size.
 """
 
 from pathlib import Path
@@ -19,14 +20,22 @@ HIDDEN, HEADS, KV_HEADS, HEAD, FFN, VOCABULARY, LONGEST = 64, 4, 2, 16, 96, 40, 
 FUSED = {"q_proj": HEADS * HEAD, "k_proj": KV_HEADS * HEAD, "v_proj": KV_HEADS * HEAD}
 LAYER = "model.layers.0"
 
-_CACHE: list[str | int] = ["batch", KV_HEADS, "past", HEAD]
+_CACHE: list[str | int] = ["batch", KV_HEADS, "past", "kv_cache_dim"]
 
 
 def genai_model(path: Path, rng: np.random.Generator) -> dict[str, NDArray[np.float32]]:
     """Writes the model; returns the weights (N, K) of its linears by parameter name."""
     weights = _weights(rng)
+    nodes = _nodes()
+    attention = next(node for node in nodes if node.op_type == "GroupQueryAttention")
+    qkv: list[str | int] = ["batch", "length", sum(FUSED.values())]
     graph = helper.make_graph(
-        _nodes(), "main_graph", _inputs(), _outputs(), _tensors(weights, rng)
+        nodes,
+        "main_graph",
+        _inputs(),
+        _outputs(),
+        _tensors(weights, rng),
+        value_info=[helper.make_tensor_value_info(attention.input[0], TensorProto.FLOAT, qkv)],
     )
     opsets = [helper.make_opsetid("", 22), helper.make_opsetid("com.microsoft", 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
@@ -94,7 +103,7 @@ def _inputs() -> list[onnx.ValueInfoProto]:
 
 def _outputs() -> list[onnx.ValueInfoProto]:
     info = helper.make_tensor_value_info
-    cache: list[str | int] = ["batch", KV_HEADS, "total", HEAD]
+    cache: list[str | int] = ["batch", KV_HEADS, "total", "kv_cache_dim"]
     return [
         info("logits", TensorProto.FLOAT, ["batch", "length", VOCABULARY]),
         info("present.0.key", TensorProto.FLOAT, cache),

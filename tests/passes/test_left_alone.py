@@ -101,6 +101,54 @@ def scaled(path: Path) -> tuple[Path, dict[str, Any]]:
     return small_model(path, [node], {"w": W}), {}
 
 
+def in_loop(path: Path) -> tuple[Path, dict[str, Any]]:
+    info = helper.make_tensor_value_info
+    body = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["x", "w"], ["b"], name="/model/layers.0/fc/MatMul"),
+            helper.make_node("Identity", ["go"], ["on"]),
+        ],
+        "body",
+        [info("i", TensorProto.INT64, []), info("go", TensorProto.BOOL, [])],
+        [info("on", TensorProto.BOOL, []), info("b", TensorProto.FLOAT, None)],
+    )
+    node = helper.make_node("Loop", ["n", "c"], ["y"], body=body)
+    tensors = {"w": W.T.copy(), "n": np.array(3), "c": np.array(True)}
+    return small_model(path, [node], tensors), {}
+
+
+def read_by(kind: str, **attributes: Any) -> Any:
+    """A graph in which another operator than MatMul or Gemm reads the weight."""
+    name = f"/model/layers.0/fc/{kind}"
+
+    def build(path: Path) -> tuple[Path, dict[str, Any]]:
+        node = helper.make_node(kind, ["x", "w"], ["y"], name=name, **attributes)
+        return small_model(path, [node], {"w": W.T.copy()}), {}
+
+    return build
+
+
+def on_the_left(path: Path) -> tuple[Path, dict[str, Any]]:
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["t"], perm=[1, 0]),
+        helper.make_node("MatMul", ["w", "t"], ["y"], name="/model/layers.0/fc/MatMul"),
+    ]
+    return small_model(path, nodes, {"w": W}), {}
+
+
+def cast(path: Path) -> tuple[Path, dict[str, Any]]:
+    nodes = [
+        helper.make_node("Cast", [FC], ["w"], name="widen", to=TensorProto.FLOAT),
+        helper.make_node("MatMul", ["x", "w"], ["y"], name="/model/layers.0/fc/MatMul"),
+    ]
+    return small_model(path, nodes, {FC: W.T.astype(np.float16)}), {}
+
+
+ELSEWHERE = (
+    "; a mask is applied where a MatMul or Gemm multiplies by the weight from the right"
+)
+
+
 @pytest.mark.parametrize(
     ("build", "reason"),
     [
@@ -110,6 +158,17 @@ def scaled(path: Path) -> tuple[Path, dict[str, Any]]:
         (replaceable, "a graph input may replace this weight; take it off the graph's inputs"),
         (three_axes, "has 3 axes, not 2"),
         (scaled, "Gemm scales by alpha = 0.5"),
+        (in_loop, "'/model/layers.0/fc/MatMul' lies in a branch or loop body"),
+        (
+            read_by("Einsum", equation="mk,kn->mn"),
+            f"is read by Einsum '/model/layers.0/fc/Einsum'{ELSEWHERE}",
+        ),
+        (
+            read_by("FusedMatMul", domain="com.microsoft"),
+            f"is read by FusedMatMul '/model/layers.0/fc/FusedMatMul'{ELSEWHERE}",
+        ),
+        (on_the_left, f"is read by MatMul '/model/layers.0/fc/MatMul'{ELSEWHERE}"),
+        (cast, f"is read by Cast 'widen'{ELSEWHERE}"),
     ],
 )
 def test_mask_of_a_weight_that_cannot_be_lowered_is_left_alone_with_the_reason(
