@@ -23,6 +23,8 @@ LoweringChoice = Literal[
     "merge",
 ]
 
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
+
 
 @dataclass(frozen=True)
 class CompileRecipe:
@@ -52,6 +54,8 @@ class CompileRecipe:
             weights are predicted this many times as fast as dense, as in `1.25x`.
         max_loss: with a target, take the tiles that save most time while their scores, the
             loss increases that `learn` predicts, sum to no more than this.
+        max_shard: write the weights to several files of at most this size, as in `2GB` or
+            `500MB`, powers of ten; a larger weight has a file of its own. None writes one.
     """
 
     lowering: LoweringChoice = "auto"
@@ -67,11 +71,12 @@ class CompileRecipe:
     sparsity: float | None = None
     speedup: str | None = None
     max_loss: float | None = None
+    max_shard: str | None = None
 
     def __post_init__(self) -> None:
         check_kinds(self)
         within("min-gain", self.min_gain, 0.0, 1.0)
-        _ = self.profile
+        _ = self.profile, self.shard_bytes
         self._check_budget()
 
     def _check_budget(self) -> None:
@@ -106,6 +111,23 @@ class CompileRecipe:
         found = re.fullmatch(r"(\d+(?:\.\d+)?)x?", self.speedup or "")
         times = None if found is None else float(found[1])
         return times if times is not None and times >= 1 else None
+
+    @property
+    def shard_bytes(self) -> int | None:
+        """`max_shard` as a number of bytes.
+
+        Raises:
+            RecipeError: if it is no size.
+        """
+        if self.max_shard is None:
+            return None
+        found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMG]?)B", self.max_shard)
+        size = 0 if found is None else int(float(found[1]) * _UNITS[found[2]])
+        if not size:
+            raise RecipeError(
+                f"max-shard | is '{self.max_shard}'; expected a size, as in 2GB or 500MB"
+            )
+        return size
 
     @property
     def profile(self) -> tuple[tuple[int, float], ...]:

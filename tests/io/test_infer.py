@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from patch_compile.io.infer import infer_mask, infer_masks
 from patch_compile.io.onnx_model import load_model
-from patch_compile.io.piece_tensor import StoredWeight
+from patch_compile.io.stored_weight import StoredWeight
 from patch_compile.tiles.geometry import Geometry
 from tests.support import FLOATS, Linear, geometries, linear_model, random_mask, random_weight
 

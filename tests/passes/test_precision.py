@@ -14,7 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 from patch_compile.compiler import compile_model
 from patch_compile.errors import ModelError
 from patch_compile.io.cast_tensor import CastTensor
-from patch_compile.io.onnx_model import load_model, save_model
+from patch_compile.io.onnx_model import load_model
+from patch_compile.io.save_model import save_model
 from patch_compile.passes import precision
 from patch_compile.passes.legal import sparse_pieces_are_24
 from patch_compile.passes.precision import cast_model
