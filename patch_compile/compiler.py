@@ -3,8 +3,7 @@
 N: out features. K: in features.
 """
 
-import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -15,7 +14,7 @@ from onnx_ir.passes import PassError
 from patch_compile.digest_check import DigestCheck, check_digests
 from patch_compile.errors import InternalError, MaskError, ModelError
 from patch_compile.io.atomic import stage_text, staged_folder
-from patch_compile.io.layout import SHARDS
+from patch_compile.io.layout import drop_stale, is_data_of
 from patch_compile.io.onnx_model import external_files, load_model
 from patch_compile.io.save_model import save_model
 from patch_compile.masking import bind_masks, shapes
@@ -117,7 +116,7 @@ class Compiled(Planned):
             stage_text(stage / "report.json", report)
             stage_text(stage / "report.html", page_of(report))
             fresh = {file.name for file in stage.iterdir()}
-        _drop_stale(folder, fresh)
+        drop_stale(folder, COMPILED, fresh)
         return folder / COMPILED
 
     def _stream(self, path: Path, progress: Progress | None) -> dict[str, str]:
@@ -131,11 +130,8 @@ class Compiled(Planned):
     def _refuse_own_files(self, folder: Path) -> None:
         """The weights still lie in the input's files: they must outlive the writing."""
         read = external_files(self.model) | ({self.source} if self.source else set())
-        own = sorted(
-            str(path)
-            for path in read
-            if path.resolve().parent == folder.resolve() and _is_ours(path.resolve().name)
-        )
+        beside = [path for path in read if path.resolve().parent == folder.resolve()]
+        own = sorted(str(path) for path in beside if _is_written(path.resolve().name))
         if own:
             raise ModelError(
                 f"output folder '{folder}' | holds the input itself ('{own[0]}'), which would "
@@ -157,16 +153,9 @@ class Compiled(Planned):
         return COMPILED_ALREADY in self.report.left_alone.values() and not changed
 
 
-def _is_ours(name: str) -> bool:
-    """Whether a compile writes, or replaces, a file of this name."""
-    return name == COMPILED or re.fullmatch(SHARDS.format(COMPILED), name) is not None
-
-
-def _drop_stale(folder: Path, fresh: Collection[str]) -> None:
-    """Removes data files of an earlier run that had another number of them."""
-    for file in folder.iterdir():
-        if file.name not in fresh and _is_ours(file.name):
-            file.unlink(missing_ok=True)
+def _is_written(name: str) -> bool:
+    """Whether a compile writes or removes a file of this name."""
+    return name == COMPILED or is_data_of(COMPILED, name)
 
 
 def compile_model(

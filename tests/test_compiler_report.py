@@ -25,6 +25,7 @@ from tests.support import (
     Linear,
     band_mask,
     contents,
+    digests_said,
     linear_model,
     masked_product,
     masks_of,
@@ -235,11 +236,6 @@ def test_progress_counts_every_digest(tmp_path: Path, rng: np.random.Generator) 
 
 
 # Digests
-
-
-def digests_said(compiled: Path) -> set[str]:
-    report = json.loads(compiled.with_name("report.json").read_text("utf-8"))
-    return {weight["digest"] for weight in report["weights"]}
 
 
 def test_weight_that_is_not_the_mask_s_own_is_refused(

@@ -1,15 +1,13 @@
 """Where each tensor of a model lies in its data files."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
 
-__all__ = ["SHARDS", "Slot", "lay_out"]
-
-# A pattern of the names that the data of `{}` may get.
-SHARDS = r"{}(-\d{{5}}-of-\d{{5}})?\.data"
+__all__ = ["Slot", "drop_stale", "is_data_of", "lay_out"]
 
 
 @dataclass(frozen=True)
@@ -77,3 +75,16 @@ def _shard_name(name: str, number: int, count: int) -> str:
         return name
     stem, dot, suffix = name.rpartition(".")
     return f"{stem}-{number:05}-of-{count:05}{dot}{suffix}"
+
+
+def is_data_of(model: str, name: str) -> bool:
+    """Whether a file has a name that the data of a model may get, in one file or several."""
+    pattern = re.escape(model) + r"(-\d{5}-of-\d{5})?\.data"
+    return re.fullmatch(pattern, name) is not None
+
+
+def drop_stale(folder: Path, model: str, fresh: Collection[str]) -> None:
+    """Removes a model's data files that an earlier run left and this one did not write."""
+    for file in folder.iterdir():
+        if file.name not in fresh and is_data_of(model, file.name):
+            file.unlink(missing_ok=True)

@@ -22,7 +22,7 @@ _STRIP_BYTES = 2**21
 
 # A weight stored (N, K) is read whole, for each strip along K needs a little of every row;
 # one larger than this is mapped.
-_LOADED_BYTES = 2**28
+_LOADED_BYTES = 2**27
 
 Key = tuple[int, bool]
 

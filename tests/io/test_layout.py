@@ -1,6 +1,6 @@
 """Every tensor has a place of its own, and files have the sizes that were asked for."""
 
-import re
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from patch_compile.io.layout import SHARDS, lay_out
+from patch_compile.io.layout import drop_stale, is_data_of, lay_out
 
 
 def tensors(sizes: list[int]) -> list[ir.TensorProtocol]:
@@ -41,10 +41,20 @@ def test_files_are_named_as_the_hub_names_shards() -> None:
 
 
 @pytest.mark.parametrize("limit", [None, 5])
-def test_the_pattern_of_names_fits_what_is_named(limit: int | None) -> None:
+def test_names_are_told_from_those_of_other_models(limit: int | None) -> None:
     for slot in lay_out(tensors([5, 5]), "m.onnx.data", limit):
-        assert re.fullmatch(SHARDS.format("m.onnx"), slot.file)
-    assert not re.fullmatch(SHARDS.format("m.onnx"), "other.onnx.data")
+        assert is_data_of("m.onnx", slot.file)
+    for other in ("other.onnx.data", "mxonnx.data", "m.onnx", "m.onnx.data.old"):
+        assert not is_data_of("m.onnx", other)
+
+
+def test_what_an_earlier_run_left_goes(tmp_path: Path) -> None:
+    names = ["m.onnx", "m.onnx.data", "m.onnx-00001-of-00002.data", "n.onnx.data"]
+    for name in names:
+        (tmp_path / name).touch()
+    drop_stale(tmp_path, "m.onnx", {"m.onnx", "m.onnx-00001-of-00002.data"})
+    left = {file.name for file in tmp_path.iterdir()}
+    assert left == set(names) - {"m.onnx.data"}
 
 
 def test_no_tensor_needs_no_file() -> None:
