@@ -10,7 +10,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from patch_compile.io.piece_tensor import PieceTensor, StoredWeight
+from patch_compile.io.piece_tensor import PieceTensor
+from patch_compile.io.stored_weight import StoredWeight
 from patch_compile.passes.binding import Binding
 from patch_compile.passes.sites import constant_weight
 from patch_compile.tiles.plan import GroupPlan, Piece, Plan, WeightPlan

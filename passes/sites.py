@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from patch_compile.io.onnx_model import FLOAT_BITS
-from patch_compile.io.piece_tensor import StoredWeight
+from patch_compile.io.stored_weight import StoredWeight
 
 __all__ = [
     "COMPILED_ALREADY",

@@ -11,12 +11,15 @@ from pathlib import Path
 import onnx_ir as ir
 from onnx_ir.passes import PassError
 
-from patch_compile.digest_check import check_digests
+from patch_compile.digest_check import DigestCheck, check_digests
 from patch_compile.errors import InternalError, MaskError, ModelError
 from patch_compile.io.atomic import stage_text, staged_folder
-from patch_compile.io.onnx_model import external_files, load_model, save_model
+from patch_compile.io.layout import drop_stale, is_data_of
+from patch_compile.io.onnx_model import external_files, load_model
+from patch_compile.io.save_model import save_model
 from patch_compile.masking import bind_masks, shapes
 from patch_compile.page.render import page_of
+from patch_compile.passes.binding import Binding
 from patch_compile.passes.jobs import Jobs, jobs_of
 from patch_compile.passes.pipeline import inline, lower, node_names, value_names
 from patch_compile.passes.precision import cast_model
@@ -30,6 +33,7 @@ from patch_compile.reporting import (
     target_facts,
     versions,
     weight_report,
+    with_digests,
 )
 from patch_compile.tiles.groups import plan_weights
 from patch_compile.tiles.masks import Masks
@@ -72,20 +76,27 @@ class Planned:
 class Compiled(Planned):
     """A rewritten model whose pieces are made when it is saved.
 
+    Saving also compares the weights with the digests of their masks, as it reads them: the
+    report here says `unknown` of them.
+
     Attributes:
         model: the graph; its weights still lie in the input's files.
         source: the .onnx file it was read from, if it was.
+        bindings: the weights whose digests are compared.
+        shard_bytes: data files are no larger; None writes one.
     """
 
     model: ir.Model
     source: Path | None
+    bindings: tuple[Binding, ...] = ()
+    shard_bytes: int | None = None
 
     def save(self, folder: str | Path, progress: Progress | None = None) -> Path:
         """Writes compiled.onnx, its data, its plan and its reports, all or nothing.
 
         Args:
-            folder: of compiled.onnx, compiled.onnx.data, plan.json, report.json and
-                report.html; made if missing; files of an earlier run are replaced at the end.
+            folder: of compiled.onnx, its data, plan.json, report.json and report.html; made
+                if missing; files of an earlier run are replaced at the end.
             progress: called with (bytes done, bytes in all, file name).
 
         Returns:
@@ -94,32 +105,42 @@ class Compiled(Planned):
         Raises:
             ModelError: if the folder cannot be written, the disk is full, or the model's
                 own files would be overwritten.
+            MaskError: if a weight is another than its mask was made for.
         """
         folder = Path(folder)
         self._refuse_own_files(folder)
-        plan, report = self._papers()
-        page = page_of(report)
         with staged_folder(folder) as stage:
-            save_model(self.model, stage / COMPILED, progress)
+            checked = self._stream(stage / COMPILED, progress)
+            plan, report = self._papers(with_digests(self.report, checked))
             stage_text(stage / "plan.json", plan)
             stage_text(stage / "report.json", report)
-            stage_text(stage / "report.html", page)
+            stage_text(stage / "report.html", page_of(report))
+            fresh = {file.name for file in stage.iterdir()}
+        drop_stale(folder, COMPILED, fresh)
         return folder / COMPILED
+
+    def _stream(self, path: Path, progress: Progress | None) -> dict[str, str]:
+        """Writes the model; returns what is known of digests by then, by mask name."""
+        checks = [DigestCheck(binding) for binding in self.bindings]
+        watches = {id(check.tensor): check for check in checks if check.needed}
+        save_model(self.model, path, progress, shard_bytes=self.shard_bytes, watches=watches)
+        # Weights so small that their pieces are in the .onnx file were not read as a stream.
+        return {name: word for check in checks for name, word in check.read().items()}
 
     def _refuse_own_files(self, folder: Path) -> None:
         """The weights still lie in the input's files: they must outlive the writing."""
-        targets = {(folder / name).resolve() for name in (COMPILED, f"{COMPILED}.data")}
         read = external_files(self.model) | ({self.source} if self.source else set())
-        own = sorted(str(path) for path in read if path.resolve() in targets)
+        beside = [path for path in read if path.resolve().parent == folder.resolve()]
+        own = sorted(str(path) for path in beside if _is_written(path.resolve().name))
         if own:
             raise ModelError(
                 f"output folder '{folder}' | holds the input itself ('{own[0]}'), which would "
                 "be overwritten; choose another folder (-o)"
             )
 
-    def _papers(self) -> tuple[str, str]:
+    def _papers(self, checked: Report) -> tuple[str, str]:
         """plan.json and report.json; a model compiled before keeps those beside it."""
-        papers = self.plan.to_json(), self.report.to_json()
+        papers = self.plan.to_json(), checked.to_json()
         if self.source is None or not self._compiled_before():
             return papers
         plan, report = (self.source.with_name(n) for n in ("plan.json", "report.json"))
@@ -130,6 +151,11 @@ class Compiled(Planned):
     def _compiled_before(self) -> bool:
         changed = any(weight.lowering != "untouched" for weight in self.report.weights)
         return COMPILED_ALREADY in self.report.left_alone.values() and not changed
+
+
+def _is_written(name: str) -> bool:
+    """Whether a compile writes or removes a file of this name."""
+    return name == COMPILED or is_data_of(COMPILED, name)
 
 
 def compile_model(
@@ -147,10 +173,10 @@ def compile_model(
         progress: called with (weights done, weights in all, what).
 
     Returns:
-        The compiled model; nothing is written until it is saved.
+        The compiled model; nothing is written until it is saved, and no digest compared.
 
     Raises:
-        MaskError: a mask is damaged, fits no weight, or was made for another weight.
+        MaskError: a mask is damaged or fits no weight.
         ModelError: the model cannot be read.
         RecipeError: the recipe contradicts itself, or leaves no mask.
     """
@@ -168,12 +194,13 @@ def plan_model(
     recipe: CompileRecipe | None = None,
     progress: Progress | None = None,
 ) -> Planned:
-    """Does all of `compile_model` but the rewrite: a dry run.
+    """Does all of `compile_model` but the rewrite, and compares digests: a dry run.
 
     Model-local functions of a model in memory are inlined; see `compile_model` for the rest.
     """
     compiled, _ = _planned(model, masks, recipe or CompileRecipe(), progress)
-    return Planned(compiled.plan, compiled.report)
+    checked = check_digests(compiled.bindings, progress)
+    return Planned(compiled.plan, with_digests(compiled.report, checked))
 
 
 def _planned(
@@ -187,10 +214,9 @@ def _planned(
     if recipe.dtype is not None:
         inline(graph)
         graph = cast_model(graph, recipe.dtype)
-    bindings, left_alone, known = bind_masks(graph, masks, recipe)
+    bindings, left_alone, known = bind_masks(graph, masks, recipe, progress)
     stamp = _stamp(known, recipe)
     _check_stamp(graph, stamp, left_alone)
-    checked = check_digests(bindings, progress) if recipe.check_digests else {}
     cost = cost_of(recipe, shapes(bindings))
     structure = find_structure(graph, [b.site for b in bindings])
     plan = plan_weights({b.site.name: b.masks for b in bindings}, structure, recipe, cost)
@@ -206,7 +232,6 @@ def _planned(
                 m,
                 lowered=p.weight in jobs,
                 restore=recipe.restore,
-                checked=checked,
                 group=groups.get(p.weight),
                 predicted=predicted.get(p.weight, ()),
             )
@@ -232,7 +257,8 @@ def _planned(
         groups,
         graph.opset_imports.get("", _OPSET),
     )
-    return Compiled(plan, report, graph, source), all_jobs
+    unchecked = tuple(bindings) if recipe.check_digests else ()
+    return Compiled(plan, report, graph, source, unchecked, recipe.shard_bytes), all_jobs
 
 
 def _inputs(model: str | Path | ir.Model, masks: str | Path | Masks) -> dict[str, str]:

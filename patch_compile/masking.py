@@ -1,6 +1,6 @@
 """Which masks a recipe takes, and which weights of a model they belong to."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -31,11 +31,22 @@ from patch_compile.tiles.weight_mask import WeightMask
 
 __all__ = ["bind_masks", "shapes"]
 
+Progress = Callable[[int, int, str], None]
+
 
 def bind_masks(
-    model: ir.Model, masks: str | Path | Masks, recipe: CompileRecipe
+    model: ir.Model,
+    masks: str | Path | Masks,
+    recipe: CompileRecipe,
+    progress: Progress | None = None,
 ) -> tuple[list[Binding], dict[str, str], Masks]:
     """Finds the weights of a model that masks belong to.
+
+    Args:
+        model: its functions are inlined.
+        masks: masks, the path of a mask file, or `infer`.
+        recipe: which of them to take, and within what budget.
+        progress: called with (weights done, weights in all, what) while masks are inferred.
 
     Returns:
         The bindings in graph order; the reason for each mask or weight left alone; the
@@ -43,7 +54,7 @@ def bind_masks(
     """
     inline(model)
     sites, refusals = find_sites(model)
-    known = _masks(masks, sites, recipe)
+    known = _masks(masks, sites, recipe, progress)
     wanted = _wanted(list(known.weights), recipe)
     if known.weights and not wanted:
         raise RecipeError(
@@ -141,7 +152,12 @@ def shapes(bindings: Sequence[Binding]) -> list[tuple[int, int]]:
     ]
 
 
-def _masks(masks: str | Path | Masks, sites: Sequence[Site], recipe: CompileRecipe) -> Masks:
+def _masks(
+    masks: str | Path | Masks,
+    sites: Sequence[Site],
+    recipe: CompileRecipe,
+    progress: Progress | None,
+) -> Masks:
     if isinstance(masks, Masks):
         masks.check()
         return masks
@@ -154,7 +170,7 @@ def _masks(masks: str | Path | Masks, sites: Sequence[Site], recipe: CompileReci
         )
     # By initializer: several products may carry one parameter name.
     named = [(site.name, site.weight) for site in sites]
-    return infer_masks(named, Geometry.parse(recipe.tile))
+    return infer_masks(named, Geometry.parse(recipe.tile), progress)
 
 
 def _unmasked(

@@ -19,6 +19,7 @@ from patch_compile._require import require
 from patch_compile.errors import InternalError, ModelError, RecipeError
 from patch_compile.expected import read_beside
 from patch_compile.io.atomic import stage_text, staged_folder
+from patch_compile.io.layout import drop_stale
 from patch_compile.io.onnx_model import load_model
 from patch_compile.names import chosen
 from patch_compile.page.render import page_of
@@ -126,6 +127,8 @@ def quantize_model(
         report = read_beside(compiled, "report.json", noted)
         stage_text(stage / "report.json", report)
         stage_text(stage / "report.html", page_of(report))
+        fresh = {file.name for file in stage.iterdir()}
+    drop_stale(compiled.parent, compiled.name, fresh)
     return facts
 
 

@@ -4,12 +4,19 @@ N: out features. K: in features.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 
 import numpy as np
 
 from patch_compile.passes.binding import Binding
-from patch_compile.report import GroupReport, PieceReport, PredictedTime, WeightReport
+from patch_compile.report import (
+    GroupReport,
+    PieceReport,
+    PredictedTime,
+    Report,
+    WeightReport,
+)
 from patch_compile.targets.target import ASSUMED
 from patch_compile.tiles.operations import of_group
 from patch_compile.tiles.plan import GroupPlan, Plan, WeightPlan, indices
@@ -17,7 +24,14 @@ from patch_compile.tiles.tile_map import tile_map
 from patch_compile.tiles.time_cost import TimeCost, predicted_times, shared_times
 from patch_compile.tiles.weight_mask import WeightMask
 
-__all__ = ["group_reports", "predictions", "target_facts", "versions", "weight_report"]
+__all__ = [
+    "group_reports",
+    "predictions",
+    "target_facts",
+    "versions",
+    "weight_report",
+    "with_digests",
+]
 
 
 def weight_report(
@@ -27,11 +41,10 @@ def weight_report(
     *,
     lowered: bool,
     restore: bool,
-    checked: Mapping[str, str],
     group: GroupPlan | None = None,
     predicted: tuple[PredictedTime, ...] = (),
 ) -> WeightReport:
-    """Describes one weight of a compile.
+    """Describes one weight of a compile; its digest is not compared yet.
 
     Args:
         binding: the weight and its masks.
@@ -39,12 +52,10 @@ def weight_report(
         mask: its masks, stacked.
         lowered: the plan changes the model; a weight that loses nothing stays as it is.
         restore: dense pieces hold their unpruned values.
-        checked: by mask name, whether the weight's digest matched.
         group: what it is lowered with, if anything.
         predicted: microseconds on the target; none without one.
     """
     n, k = mask.shape
-    verdicts = {checked.get(name, "unknown") for name in plan.masks}
     return WeightReport(
         weight=plan.weight,
         masks=plan.masks,
@@ -59,12 +70,23 @@ def weight_report(
         macs=n * k,
         macs_kept=plan.macs,
         bound_by=binding.how,
-        digest="match" if verdicts == {"match"} else "unknown",
+        digest="unknown",
         eligible=sum(piece.role == "sparse24" for piece in plan.pieces),
         tile_map=tile_map(mask.grid, mask.dense, plan.pieces),
         group=None if group is None else group.lowering,
         predicted=predicted,
     )
+
+
+def with_digests(report: Report, checked: Mapping[str, str]) -> Report:
+    """Adds to a report what is known of digests, `match` or `unknown` by mask name."""
+    weights = [
+        replace(weight, digest="match")
+        if {checked.get(name) for name in weight.masks} == {"match"}
+        else weight
+        for weight in report.weights
+    ]
+    return replace(report, weights=tuple(weights))
 
 
 def predictions(plan: Plan, cost: TimeCost) -> dict[str, tuple[PredictedTime, ...]]:

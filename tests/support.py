@@ -1,5 +1,6 @@
 """Small models and masks for tests, built with onnx.helper: nothing of ours makes them."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -219,6 +220,12 @@ def three_linears(
     path = linear_model(linears, folder / "model.onnx", external=external)
     masks = masks_of(*(band_mask(rng, f"{n}.weight", w) for n, w in weights.items()))
     return path, masks, weights
+
+
+def digests_said(compiled: Path) -> set[str]:
+    """What the report beside a compiled model says of its weights' digests."""
+    report = json.loads(compiled.with_name("report.json").read_text("utf-8"))
+    return {weight["digest"] for weight in report["weights"]}
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -258,7 +258,13 @@ def failing(_: Any, __: Any = None) -> str:
     raise OSError(28, "No space left on device")
 
 
-@pytest.mark.parametrize("target", ["onnx_ir.save", "patch_compile.report.Report.to_json"])
+@pytest.mark.parametrize(
+    "target",
+    [
+        "patch_compile.io.slot_writer.SlotWriter.write",
+        "patch_compile.report.Report.to_json",
+    ],
+)
 def test_failed_save_leaves_the_earlier_output_untouched(
     tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, target: str
 ) -> None:

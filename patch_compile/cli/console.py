@@ -10,12 +10,19 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import (
     BarColumn,
+    DownloadColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
+    TransferSpeedColumn,
 )
+from rich.text import Text
+
+from patch_compile.io.slot_writer import Bytes
 
 __all__ = ["err", "out", "print_json", "print_text", "progress_bar", "say", "set_up_logging"]
 
@@ -66,9 +73,25 @@ def set_up_logging(level: str) -> None:
     logging.basicConfig(level=level.upper(), format="%(message)s", handlers=[handler])
 
 
+class _Amount(ProgressColumn):
+    """How much is done: bytes and their speed where bytes are counted, else a percentage."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._size, self._speed = DownloadColumn(), TransferSpeedColumn()
+
+    def render(self, task: Task) -> Text:
+        """Draws it."""
+        if isinstance(task.total, Bytes):
+            return self._size.render(task).append(" ").append(self._speed.render(task))
+        return Text(f"{task.percentage:>3.0f}%")
+
+
 @contextmanager
 def progress_bar() -> Iterator[Callable[[int, int, str], None]]:
     """Yields a `progress(done, total, what)` that draws a bar with an ETA on a terminal.
+
+    Where both are `Bytes` it tells sizes and a speed.
 
     What comes after a comma in `what` may change while a bar goes on. Where stderr is no
     terminal it draws nothing: logs stay readable.
@@ -76,7 +99,7 @@ def progress_bar() -> Iterator[Callable[[int, int, str], None]]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.percentage:>3.0f}%"),
+        _Amount(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )

@@ -7,7 +7,8 @@ is the published schema.
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,10 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import best_match
 from jsonschema.validators import extend
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import save_file
 
 from patch_compile.errors import MaskError, ModelError, RecipeError
 from patch_compile.io.atomic import staged_folder
-from patch_compile.io.safetensors_file import SafetensorsFile
+from patch_compile.io.safetensors_file import LazyArray, SafetensorsFile, write_safetensors
 from patch_compile.tiles.geometry import TileGrid
 from patch_compile.tiles.masks import Masks
 from patch_compile.tiles.weight_mask import WeightMask
@@ -65,38 +64,38 @@ def save_masks(masks: Masks, path: Path) -> None:
     masks.check()
     with staged_folder(path.parent) as stage:
         data = stage / f"{path.stem}.safetensors"
-        _save_arrays(masks, data)
+        digest = _save_arrays(masks, data)
         index = {
             "format": FORMAT,
             "version": 1,
             "data": data.name,
-            "data_sha256": _sha256(data),
+            "data_sha256": digest,
             "made_by": dict(masks.made_by),
             "weights": [_entry(mask) for mask in masks.weights.values()],
         }
         (stage / path.name).write_text(json.dumps(index, indent=1) + "\n", "utf-8")
 
 
-def _save_arrays(masks: Masks, path: Path) -> None:
+def _save_arrays(masks: Masks, path: Path) -> str:
+    arrays = [array for mask in masks.weights.values() for array in _arrays(mask)]
     try:
-        save_file(_arrays(masks), path)
-    except (OSError, SafetensorError) as error:
+        return write_safetensors(path, arrays)
+    except OSError as error:
         raise MaskError(
             f"masks '{path.name}' | cannot be written: {error}; free some space or choose "
             "another folder"
         ) from error
 
 
-def _arrays(masks: Masks) -> dict[str, NDArray[Any]]:
-    arrays: dict[str, NDArray[Any]] = {}
-    for name, mask in masks.weights.items():
-        arrays[f"{name}.dense"] = np.ascontiguousarray(mask.dense).view(np.uint8)
-        arrays[f"{name}.keep"] = np.ascontiguousarray(mask.bits())
-        if mask.scores is not None:
-            arrays[f"{name}.scores"] = np.ascontiguousarray(mask.scores, np.float32)
-        if mask.ties is not None:
-            arrays[f"{name}.ties"] = np.ascontiguousarray(mask.ties, np.int32)
-    return arrays
+def _arrays(mask: WeightMask) -> Iterator[LazyArray]:
+    n, k = mask.shape
+    tiles = {"dense": (np.uint8, mask.dense), "scores": (np.float32, mask.scores)}
+    tiles["ties"] = (np.int32, mask.ties)
+    yield LazyArray(f"{mask.name}.keep", np.uint8, (n, -(-k // 8)), mask.bits)
+    for what, (dtype, array) in tiles.items():
+        if array is not None:
+            made = partial(np.asarray, array, dtype)
+            yield LazyArray(f"{mask.name}.{what}", dtype, array.shape, made)
 
 
 def _entry(mask: WeightMask) -> dict[str, Any]:

@@ -1,12 +1,12 @@
-"""Reading and writing ONNX models whose weights stay on disk.
+"""Reading ONNX models whose weights stay on disk.
 
-onnx_ir maps external data lazily and writes it as a stream; this module adds the checks and
-the errors, and reads weights without keeping a whole file mapped, so that resident memory
-does not grow with the model.
+onnx_ir maps external data lazily; this module adds the checks and the errors, and reads
+weights without keeping a whole file mapped, so that resident memory does not grow with the
+model. `save_model` writes.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,12 @@ __all__ = [
     "FLOAT_BITS",
     "DerivedTensor",
     "FileRows",
+    "external_attributes",
+    "external_files",
     "load_model",
     "open_bits",
     "open_rows",
-    "save_model",
 ]
-
-Progress = Callable[[int, int, str], None]
 
 # Weights are handled as unsigned integers of their own width: masking is exact in any
 # float type and needs no float32 detour.
@@ -40,11 +39,6 @@ FLOAT_BITS: dict[ir.DataType, np.dtype[Any]] = {
     ir.DataType.FLOAT16: np.dtype("<u2"),
     ir.DataType.BFLOAT16: np.dtype("<u2"),
 }
-
-_WORKERS = min(4, os.cpu_count() or 1)
-_BYTES_IN_FLIGHT = 256 * 2**20
-# Smaller tensors (shapes, indices) stay in the .onnx file, where shape inference sees them.
-_INLINE_BYTES = 256
 
 
 def load_model(path: Path) -> ir.Model:
@@ -120,19 +114,20 @@ def _external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
                 tensor = tensor.source
             if isinstance(tensor, ir.ExternalTensor):
                 yield tensor
+    for _, attribute in external_attributes(model):
+        yield attribute.value
+
+
+def external_attributes(model: ir.Model) -> Iterator[tuple[ir.Node, ir.Attr]]:
+    """The tensors of Constant nodes may lie in files as well; yields nodes and attributes."""
     bodies: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
     for body in bodies:
         for node in ir.traversal.RecursiveGraphIterator(body):
-            yield from _external_attributes(node)
-
-
-def _external_attributes(node: ir.Node) -> Iterator[ir.ExternalTensor]:
-    """The tensors of a Constant node may lie in files as well."""
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.TENSOR and isinstance(
-            attribute.value, ir.ExternalTensor
-        ):
-            yield attribute.value
+            for attribute in list(node.attributes.values()):
+                if attribute.type == ir.AttributeType.TENSOR and isinstance(
+                    attribute.value, ir.ExternalTensor
+                ):
+                    yield node, attribute
 
 
 def _check_external(model: Path, tensor: ir.ExternalTensor) -> None:
@@ -268,47 +263,3 @@ def _inline_bits(
             f"weight '{tensor.name}' | has data that does not fill its shape {shape}: "
             f"{error}; the model is damaged"
         ) from error
-
-
-def save_model(model: ir.Model, path: Path, progress: Progress | None = None) -> None:
-    """Writes `path` and, beside it, the weights as a stream in `<name>.data`.
-
-    The caller stages the folder; see `atomic.staged_folder`.
-
-    Args:
-        model: left unchanged.
-        path: the .onnx file.
-        progress: called with (bytes done, bytes in all, what).
-    """
-    total = sum(_nbytes(model))
-    done = 0
-
-    def count(tensor: ir.TensorProtocol, info: Any) -> None:
-        nonlocal done
-        done += tensor.nbytes
-        if progress is not None:
-            progress(done, total, f"writing {info.filename}")
-
-    try:
-        ir.save(
-            model,
-            path,
-            external_data=f"{path.name}.data",
-            callback=count,
-            max_workers=_WORKERS,
-            max_in_flight_bytes=_BYTES_IN_FLIGHT,
-            size_threshold_bytes=_INLINE_BYTES,
-        )
-    except OSError as error:
-        raise ModelError(
-            f"output '{path.parent}' | cannot be written: {error.strerror}; free some space "
-            f"({total / 1e9:.1f} GB are needed) or choose another folder"
-        ) from error
-
-
-def _nbytes(model: ir.Model) -> Iterator[int]:
-    for graph in model.graphs():
-        for value in graph.initializers.values():
-            tensor = value.const_value
-            if tensor is not None and tensor.nbytes > _INLINE_BYTES:
-                yield tensor.nbytes

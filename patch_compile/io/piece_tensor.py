@@ -4,62 +4,66 @@ N: out features. K: in features. A MatMul's weight is stored (K, N), a Gemm's wi
 (N, K).
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, BinaryIO
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from patch_compile.errors import InternalError
-from patch_compile.io.onnx_model import open_bits, open_rows
-from patch_compile.tiles.inspect import Rows, violations
-from patch_compile.tiles.pattern import codes_of, group_codes
+from patch_compile.io.stored_weight import Key, StoredWeight, rows_in_a_strip
+from patch_compile.tiles.inspect import violations
+from patch_compile.tiles.pattern import codes_of
 from patch_compile.tiles.plan import Piece, Span, indices
 
-__all__ = ["PieceTensor", "StackedTensor", "StoredWeight"]
-
-# Strips of about this many bytes stay in the second-level cache.
-_STRIP_BYTES = 2**21
+__all__ = ["Cutter", "PieceTensor", "StackedTensor", "StripTensor"]
 
 
-@dataclass(frozen=True)
-class StoredWeight:
-    """A weight as the model holds it.
+class Cutter(Protocol):
+    """Makes blocks of one tensor of strips of its weights."""
 
-    Attributes:
-        tensor: the original, unpruned tensor.
-        transposed: it is stored (K, N) rather than (N, K).
-    """
-
-    tensor: ir.TensorProtocol
-    transposed: bool
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(N, K)."""
-        first, second = (int(d) for d in self.tensor.shape.numpy())
-        return (second, first) if self.transposed else (first, second)
-
-    def rows(self) -> Rows:
-        """Returns the elements as unsigned integers, (K, N), read as rows are sliced."""
-        return open_rows(self.tensor) if self.transposed else self.bits()
-
-    def bits(self) -> NDArray[Any]:
-        """Returns the elements as unsigned integers, (K, N), without a copy."""
-        stored = open_bits(self.tensor)
-        return stored if self.transposed else stored.T
+    def __call__(
+        self, strips: Mapping[Key, NDArray[Any]], start: int, stop: int, /
+    ) -> Iterator[tuple[int, NDArray[Any]]]:
+        """Yields what rows `start` to `stop` of K give: its first row and (k, N')."""
+        ...
 
 
-class _StripTensor(ir.LazyTensor):
-    """A tensor that is made in strips along its first axis, each time it is read."""
+class StripTensor(ir.LazyTensor):
+    """A tensor (K', N') that is made in strips of stored weights, each time it is read."""
 
     __slots__ = ()
 
+    @property
+    def weights(self) -> tuple[StoredWeight, ...]:
+        """What it is made of; all have one K."""
+        raise NotImplementedError
+
+    @property
+    def columns(self) -> tuple[Span, ...]:
+        """The spans of K that it holds, in its own order."""
+        raise NotImplementedError
+
+    def cutter(self) -> Cutter:
+        """Reads the masks and returns what makes its blocks."""
+        raise NotImplementedError
+
     def strips(self) -> Iterator[NDArray[Any]]:
         """Yields consecutive strips as unsigned integers."""
-        raise NotImplementedError
+        cut = self.cutter()
+        rows = {weight.key: weight.rows() for weight in self.weights}
+        for start, stop in self._cuts():
+            strips = {key: each[start:stop] for key, each in rows.items()}
+            for _, block in cut(strips, start, stop):
+                yield block
+
+    def _cuts(self) -> Iterator[Span]:
+        width = max(weight.shape[0] for weight in self.weights)
+        step = rows_in_a_strip(width, self.dtype.numpy().itemsize)
+        for start, stop in self.columns:
+            for at in range(start, stop, step):
+                yield at, min(at + step, stop)
 
     def _whole(self) -> ir.TensorProtocol:
         strips = list(self.strips())
@@ -71,7 +75,7 @@ class _StripTensor(ir.LazyTensor):
             file.write(strip.data)
 
 
-class PieceTensor(_StripTensor):
+class PieceTensor(StripTensor):
     """The block of a weight that one MatMul multiplies by, (K', N'), masked.
 
     It holds no data: each read makes it again from the stored weight and the keep bits, in
@@ -97,75 +101,112 @@ class PieceTensor(_StripTensor):
         self._keep = keep
 
     @property
-    def step(self) -> int:
-        """Rows of K in a strip."""
-        width = max(1, self._weight.shape[0] * self.dtype.numpy().itemsize)
-        return max(4, _STRIP_BYTES // width // 4 * 4)
+    def weights(self) -> tuple[StoredWeight, ...]:
+        """The weight it is a block of."""
+        return (self._weight,)
 
-    def strips(self, step: int | None = None) -> Iterator[NDArray[Any]]:
-        """Yields consecutive strips along K as unsigned integers, (k, N')."""
-        codes = None if self._keep is None else self._codes(self._keep())
-        rows = self._weight.rows()
-        for start, stop in self._cuts(step or self.step):
-            strip = _taken(rows[start:stop], self._piece.rows)
-            _mask_strip(strip, codes, self._piece.rows, start)
-            if self._piece.role == "sparse24" and violations(strip, axis=0):
-                raise InternalError(f"piece '{self.name}' | is not 2:4 from row {start} of K")
-            yield strip
+    @property
+    def columns(self) -> tuple[Span, ...]:
+        """The spans of K that it holds, in its own order."""
+        return self._piece.columns
 
-    def _codes(self, keep: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        codes = group_codes(keep, self._weight.shape[1])
-        return codes if self._piece.part == "all" else codes_of(codes, self._piece.part)
-
-    def _cuts(self, step: int) -> Iterator[Span]:
+    def cutter(self) -> Cutter:
+        """Reads the keep bits and returns what makes its blocks."""
+        bits = None if self._keep is None else _turned(self._keep(), self._piece.rows)
+        spans, at = [], 0
         for start, stop in self._piece.columns:
-            for at in range(start, stop, step):
-                yield at, min(at + step, stop)
+            spans.append((start, stop, at))
+            at += stop - start
+
+        def cut(
+            strips: Mapping[Key, NDArray[Any]], start: int, stop: int
+        ) -> Iterator[tuple[int, NDArray[Any]]]:
+            strip = strips[self._weight.key]
+            for left, right, at in spans:
+                first, last = max(start, left), min(stop, right)
+                if first < last:
+                    block = self._block(strip[first - start : last - start], bits, first)
+                    yield at + first - left, block
+
+        return cut
+
+    def _block(
+        self, strip: NDArray[Any], bits: NDArray[np.uint8] | None, start: int
+    ) -> NDArray[Any]:
+        block = _taken(strip, self._piece.rows)
+        if bits is not None:
+            codes = _codes(bits, start // 4, -(-(start + block.shape[0]) // 4))
+            part = self._piece.part
+            _mask_strip(block, codes if part == "all" else codes_of(codes, part))
+        if self._piece.role == "sparse24" and violations(block, axis=0):
+            raise InternalError(f"piece '{self.name}' | is not 2:4 from row {start} of K")
+        return block
 
 
-class StackedTensor(_StripTensor):
+class StackedTensor(StripTensor):
     """Pieces of several weights side by side: one weight (K, N'), N' the sum of theirs."""
 
     __slots__ = ("_pieces",)
 
     def __init__(self, pieces: Sequence[PieceTensor], name: str) -> None:
         """Describes the tensor; the pieces are of one element type and take the same K."""
-        heights = [int(piece.shape.numpy()[0]) for piece in pieces]
-        if len(set(heights)) != 1:
-            raise InternalError(f"piece '{name}' | stacks pieces of {heights} rows of K")
+        columns = {piece.columns for piece in pieces}
+        if len(columns) != 1:
+            raise InternalError(f"piece '{name}' | stacks pieces over {sorted(columns)} of K")
         width = sum(int(piece.shape.numpy()[1]) for piece in pieces)
-        shape = ir.Shape((heights[0], width))
+        shape = ir.Shape((int(pieces[0].shape.numpy()[0]), width))
         super().__init__(self._whole, pieces[0].dtype, shape, name=name)
         self._pieces = tuple(pieces)
 
-    def strips(self) -> Iterator[NDArray[Any]]:
-        """Yields consecutive strips along K as unsigned integers, (k, N')."""
-        step = min(piece.step for piece in self._pieces)
-        for parts in zip(*(piece.strips(step) for piece in self._pieces), strict=True):
-            yield np.concatenate(parts, axis=1)
+    @property
+    def weights(self) -> tuple[StoredWeight, ...]:
+        """Those of its pieces, in order."""
+        return tuple(weight for piece in self._pieces for weight in piece.weights)
+
+    @property
+    def columns(self) -> tuple[Span, ...]:
+        """The spans of K that it holds, in its own order."""
+        return self._pieces[0].columns
+
+    def cutter(self) -> Cutter:
+        """Reads the keep bits of all pieces and returns what makes its blocks."""
+        cutters = [piece.cutter() for piece in self._pieces]
+
+        def cut(
+            strips: Mapping[Key, NDArray[Any]], start: int, stop: int
+        ) -> Iterator[tuple[int, NDArray[Any]]]:
+            for parts in zip(*(each(strips, start, stop) for each in cutters), strict=True):
+                yield parts[0][0], np.concatenate([block for _, block in parts], axis=1)
+
+        return cut
 
 
-def _mask_strip(
-    strip: NDArray[Any], codes: NDArray[np.uint8] | None, rows: tuple[Span, ...], start: int
-) -> None:
+def _turned(keep: NDArray[np.uint8], rows: tuple[Span, ...]) -> NDArray[np.uint8]:
+    """The keep bits of some rows of N, uint8 (ceil(K/8), n): a strip's lie together."""
+    return np.ascontiguousarray(np.concatenate([keep[a:b] for a, b in rows]).T)
+
+
+def _codes(bits: NDArray[np.uint8], first: int, last: int) -> NDArray[np.uint8]:
+    """Keep codes `first` to `last` along K, uint8 (last - first, n), of turned bits."""
+    packed = bits[first // 2 : -(-last // 2)]
+    codes = np.empty((2 * packed.shape[0], packed.shape[1]), np.uint8)
+    np.bitwise_and(packed, 15, out=codes[0::2])
+    np.right_shift(packed, 4, out=codes[1::2])
+    return codes[first % 2 : first % 2 + last - first]
+
+
+def _mask_strip(strip: NDArray[Any], codes: NDArray[np.uint8]) -> None:
     """Zeroes in place what a strip of a weight loses.
 
     Args:
-        strip: some rows of K and the given rows of N, unsigned integers (k, n).
-        codes: keep codes of the weight, uint8 (N, ceil(K/4)); None keeps all.
-        rows: spans of N.
-        start: the strip's first row of K, a multiple of 4.
+        strip: rows of K from a multiple of 4 on, unsigned integers (k, n).
+        codes: their keep codes, uint8 (ceil(k/4), n).
     """
-    if codes is None:
-        return
-    first = start // 4
-    last = first + -(-strip.shape[0] // 4)
-    groups = np.ascontiguousarray(_taken(codes[:, first:last].T, rows))
-    if (groups == 15).all():
+    if (codes == 15).all():
         return
     for lane in range(4):
         kept = strip[lane::4]
-        lane_bits = (groups[: kept.shape[0]] >> np.uint8(lane)) & np.uint8(1)
+        lane_bits = (codes[: kept.shape[0]] >> np.uint8(lane)) & np.uint8(1)
         np.multiply(kept, lane_bits.astype(kept.dtype), out=kept)
 
 

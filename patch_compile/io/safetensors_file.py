@@ -1,11 +1,14 @@
-"""Arrays of a safetensors file, read one at a time.
+"""Arrays of a safetensors file, read and written one at a time.
 
-The library validates the file and maps it whole; a mask file of a large model would then
-stay resident. This reader takes the offsets once and reads each array when it is wanted.
+The library validates a file and maps it whole, and writes what is all in memory; a mask file
+of a large model would then be resident. This reader takes the offsets once and reads each
+array when it is wanted, and the writer makes each when its turn comes.
 """
 
+import hashlib
 import json
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from patch_compile.errors import MaskError
+from patch_compile.errors import InternalError, MaskError
 
-__all__ = ["SafetensorsFile"]
+__all__ = ["LazyArray", "SafetensorsFile", "write_safetensors"]
 
 _DTYPES = {"U8": np.dtype(np.uint8), "F32": np.dtype("<f4"), "I32": np.dtype("<i4")}
 
@@ -87,3 +90,63 @@ class SafetensorsFile:
                 f"masks '{self.path}' | were cut short while being read; copy them again"
             )
         return array.reshape(shape)
+
+
+@dataclass(frozen=True)
+class LazyArray:
+    """An array that is made when it is written.
+
+    Attributes:
+        name: in the file.
+        dtype: uint8, float32 or int32.
+        shape: of what `make` returns.
+        make: returns it.
+    """
+
+    name: str
+    dtype: Any
+    shape: tuple[int, ...]
+    make: Callable[[], NDArray[Any]]
+
+    @property
+    def nbytes(self) -> int:
+        """Its size in the file."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+
+def write_safetensors(path: Path, arrays: Sequence[LazyArray]) -> str:
+    """Writes a safetensors file array by array.
+
+    Returns:
+        The sha256 of the file.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    words = {np.dtype(dtype): word for word, dtype in _DTYPES.items()}
+    # As the library does: the widest elements first, so that every array is aligned.
+    ordered = sorted(arrays, key=lambda array: (-np.dtype(array.dtype).itemsize, array.name))
+    header, at = {}, 0
+    for array in ordered:
+        header[array.name] = {
+            "dtype": words[np.dtype(array.dtype)],
+            "shape": list(array.shape),
+            "data_offsets": [at, at + array.nbytes],
+        }
+        at += array.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    total = hashlib.sha256()
+    with path.open("wb") as file:
+        for part in (len(text).to_bytes(8, "little"), text):
+            file.write(part)
+            total.update(part)
+        for array in ordered:
+            made = np.ascontiguousarray(array.make(), array.dtype)
+            if made.shape != array.shape:
+                raise InternalError(
+                    f"array '{array.name}' | is {made.shape}; it was to be {array.shape}"
+                )
+            file.write(made.data)
+            total.update(made.data)
+    return total.hexdigest()

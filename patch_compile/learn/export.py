@@ -13,7 +13,7 @@ from patch_compile._require import require
 from patch_compile.errors import MaskError, ModelError, RecipeError
 from patch_compile.io.atomic import staged_folder
 from patch_compile.io.digests import digest, digest_key
-from patch_compile.io.onnx_model import save_model
+from patch_compile.io.save_model import save_model
 from patch_compile.learn._progress import Progress, tell
 from patch_compile.learn._quiet import first_line, quiet
 from patch_compile.learn.linears import Linear, find_linears, prunable

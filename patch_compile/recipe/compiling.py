@@ -18,6 +18,8 @@ Lowering = Literal[
 ]
 LoweringChoice = Literal["auto", Lowering, "merge"]
 
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
+
 
 @dataclass(frozen=True)
 class CompileRecipe:
@@ -50,6 +52,8 @@ class CompileRecipe:
         regroup: cut free tile maps anew into whole bands or strips, of as many 2:4 tiles, by
             their scores, where that makes the plan cheaper. Lossy: tiles that were dense lose
             the smaller two of every four weights; the report says what it cost.
+        max_shard: write the weights to several files of at most this size, as in `2GB` or
+            `500MB`, powers of ten; a larger weight has a file of its own. None writes one.
     """
 
     lowering: LoweringChoice = "auto"
@@ -66,11 +70,12 @@ class CompileRecipe:
     speedup: str | None = None
     max_loss: float | None = None
     regroup: bool = False
+    max_shard: str | None = None
 
     def __post_init__(self) -> None:
         check_kinds(self)
         within("min-gain", self.min_gain, 0.0, 1.0)
-        _ = self.profile
+        _ = self.profile, self.shard_bytes
         if self.regroup and self.dtype is not None:
             raise RecipeError(
                 f"regroup | chooses weights by size, and dtype {self.dtype} changes them; "
@@ -115,6 +120,23 @@ class CompileRecipe:
         found = re.fullmatch(r"(\d+(?:\.\d+)?)x?", self.speedup or "")
         times = None if found is None else float(found[1])
         return times if times is not None and times >= 1 else None
+
+    @property
+    def shard_bytes(self) -> int | None:
+        """`max_shard` as a number of bytes.
+
+        Raises:
+            RecipeError: if it is no size.
+        """
+        if self.max_shard is None:
+            return None
+        found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMG]?)B", self.max_shard)
+        size = 0 if found is None else int(float(found[1]) * _UNITS[found[2]])
+        if not size:
+            raise RecipeError(
+                f"max-shard | is '{self.max_shard}'; expected a size, as in 2GB or 500MB"
+            )
+        return size
 
     @property
     def profile(self) -> tuple[tuple[int, float], ...]:

@@ -5,6 +5,7 @@ N: out features. K: in features. R, C: tiles along N and K.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 from zlib import crc32
 
@@ -88,12 +89,18 @@ class WeightMask:
     def zeros(self) -> int:
         """Counts the weights that go."""
         n, k = self.shape
-        return n * k - int(np.bitwise_count(self.bits()).sum(dtype=np.int64))
+        return n * k - self._sums[0]
+
+    @cached_property
+    def _sums(self) -> tuple[int, int]:
+        """How many weights stay, and a checksum of the bits: one reading for both."""
+        bits = self.bits()
+        return int(np.bitwise_count(bits).sum(dtype=np.int64)), crc32(bits.data)
 
     def fingerprint(self) -> str:
         """Returns a short text that tells this mask from any other in practice."""
         edges = (self.grid.rows, self.grid.columns, self.dense.tobytes())
-        return f"{self.name}:{crc32(repr(edges).encode()):08x}{crc32(self.bits().data):08x}"
+        return f"{self.name}:{crc32(repr(edges).encode()):08x}{self._sums[1]:08x}"
 
     def check(self) -> None:
         """Checks that every sparse tile is 2:4 along K and that the bits fit the shape.

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from patch_compile.io import stored_weight
 from patch_compile.io.infer import infer_mask, infer_masks
 from patch_compile.io.onnx_model import load_model
-from patch_compile.io.piece_tensor import StoredWeight
+from patch_compile.io.stored_weight import StoredWeight
 from patch_compile.tiles.geometry import Geometry
 from tests.support import FLOATS, Linear, geometries, linear_model, random_mask, random_weight
 
@@ -91,3 +92,33 @@ def test_masks_of_a_model_on_disk_are_read_when_they_are_wanted(
     assert masks.made_by == {"method": "infer", "tile": "8x8"}
     np.testing.assert_array_equal(masks.weights["a"].keep(), mask.keep())
     np.testing.assert_array_equal(masks.weights["a"].dense, mask.dense)
+
+
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(1, 40),
+    st.integers(1, 70),
+    st.booleans(),
+    st.sampled_from([1, 100, 1000]),
+)
+def test_strips_of_any_height_give_the_same_bits(
+    seed: int, n: int, k: int, transposed: bool, strip: int
+) -> None:
+    keep = np.random.default_rng(seed).random((n, k)) < 0.5
+    array = keep.astype(np.float16)
+    stored = np.ascontiguousarray(array.T) if transposed else array
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stored_weight, "_STRIP_BYTES", strip)
+        found = infer_mask("w", StoredWeight(ir.tensor(stored), transposed), Geometry(8, 8))
+        bits = found.bits()
+    np.testing.assert_array_equal(bits, np.packbits(keep, axis=1, bitorder="little"))
+
+
+def test_progress_counts_every_weight() -> None:
+    weights = [
+        (name, StoredWeight(ir.tensor(np.ones((8, 8), np.float32)), True)) for name in "abc"
+    ]
+    seen: list[tuple[int, int, str]] = []
+    made = infer_masks(weights, Geometry(8, 8), lambda *step: seen.append(step))
+    assert list(made.weights) == ["a", "b", "c"]
+    assert seen == [(i, 3, "inferring masks") for i in (1, 2, 3)]

@@ -154,7 +154,7 @@ def test_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("patch_compile.io.masks_file.save_file", full)
+    monkeypatch.setattr("patch_compile.io.masks_file.write_safetensors", full)
     with pytest.raises(PatchCompileError) as caught:
         saved_masks(tmp_path)
     assert "cannot be written" in said(caught)

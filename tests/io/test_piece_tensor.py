@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from patch_compile.errors import InternalError
-from patch_compile.io import piece_tensor
-from patch_compile.io.piece_tensor import PieceTensor, StackedTensor, StoredWeight
+from patch_compile.io import stored_weight
+from patch_compile.io.piece_tensor import PieceTensor, StackedTensor
+from patch_compile.io.stored_weight import StoredWeight
 from patch_compile.tiles.pattern import pack_keep, top2_of_4
 from patch_compile.tiles.plan import Piece, Role, Span
 from tests.support import FLOATS, random_weight
@@ -77,7 +78,7 @@ def test_piece_is_the_masked_block_bit_for_bit(
     weight, keep, piece = problem
     packed = pack_keep(keep)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(piece_tensor, "_STRIP_BYTES", strip)
+        patch.setattr(stored_weight, "_STRIP_BYTES", strip)
         tensor = PieceTensor(stored(weight, transposed), piece, lambda: packed, "p")
         values = tensor.numpy()
         file = io.BytesIO()
@@ -177,7 +178,7 @@ def test_each_read_makes_the_piece_again() -> None:
 @pytest.mark.parametrize("dtype", list(FLOATS))
 def test_stacked_pieces_lie_side_by_side(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights of other widths and layouts, in strips of a few rows."""
-    monkeypatch.setattr(piece_tensor, "_STRIP_BYTES", 256)
+    monkeypatch.setattr(stored_weight, "_STRIP_BYTES", 256)
     rng = np.random.default_rng(0)
     weights = [random_weight(rng, n, 48, dtype) for n in (8, 20, 3)]
     keeps = [rng.random(weight.shape) < 0.5 for weight in weights]
@@ -218,5 +219,5 @@ def test_pieces_of_other_heights_do_not_stack() -> None:
     parts = [
         PieceTensor(weight, Piece("dense", ((0, 8),), ((0, k),)), None, "p") for k in (8, 16)
     ]
-    with pytest.raises(InternalError, match=r"stacks pieces of \[8, 16\] rows of K"):
+    with pytest.raises(InternalError, match=r"stacks pieces over .* of K"):
         StackedTensor(parts, "s")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from patch_compile.errors import MaskError
-from patch_compile.io.piece_tensor import StoredWeight
+from patch_compile.io.stored_weight import StoredWeight
 from patch_compile.passes.binding import Binding, bind, in_features
 from patch_compile.passes.sites import Refusal, Site
 from patch_compile.tiles.weight_mask import WeightMask
