@@ -18,6 +18,7 @@ from tests.learn.tiny import tiny_model, write_text
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = ("README.md", "CONTRIBUTING.md")
 
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     save_checkpoint(tiny_model(layers=1), tmp_path / "SmolLM2-135M")

@@ -38,13 +38,14 @@ def schema() -> dict[str, Any]:
     return loaded
 
 
-def save_masks(masks: Masks, path: Path) -> None:
+def save_masks(masks: Masks, path: str | Path) -> None:
     """Writes `path` and the arrays beside it, in `<stem>.safetensors`.
 
     Raises:
         MaskError: if a sparse tile is not 2:4, or the arrays cannot be written.
         ModelError: if the folder cannot be written.
     """
+    path = Path(path)
     if path.suffix != ".json":
         raise MaskError(f"masks '{path}' | would be written as JSON; expected a name in .json")
     masks.check()

@@ -5,7 +5,9 @@ Colours are classes, so that the page's style sheet gives them for light and for
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from html import escape
+from itertools import pairwise
 
 __all__ = ["Box", "Graph", "Rectangle", "draw_graph", "draw_weight"]
 
@@ -87,22 +89,17 @@ class Graph:
 
     def _sort(self, *, down: bool) -> None:
         """Orders every layer by where its neighbours in the one before it stand."""
-        pairs = [pair for chain in self.chains for pair in zip(chain, chain[1:], strict=False)]
         near: dict[str, list[str]] = {}
-        for upper, lower in pairs:
+        for upper, lower in (pair for chain in self.chains for pair in pairwise(chain)):
             near.setdefault(lower if down else upper, []).append(upper if down else lower)
-        layers = self.layers if down else self.layers[::-1]
-        for before, layer in zip(layers, layers[1:], strict=False):
+        for before, layer in pairwise(self.layers if down else self.layers[::-1]):
             place = {name: index for index, name in enumerate(before)}
-            old = {name: index for index, name in enumerate(layer)}
+            layer.sort(key=partial(_middle, near, place))
 
-            def middle(
-                name: str, place: dict[str, int] = place, old: dict[str, int] = old
-            ) -> tuple[float, int]:
-                found = [place[other] for other in near.get(name, ())]
-                return (sum(found) / len(found) if found else 0.0), old[name]
 
-            layer.sort(key=middle)
+def _middle(near: Mapping[str, list[str]], place: Mapping[str, int], name: str) -> float:
+    found = [place[other] for other in near.get(name, ())]
+    return sum(found) / len(found) if found else 0.0
 
 
 def draw_graph(boxes: Sequence[Box], title: str) -> str:
@@ -114,7 +111,8 @@ def draw_graph(boxes: Sequence[Box], title: str) -> str:
     parts += [_box(box, *places[box.name]) for box in boxes]
     return (
         f'<svg class="pc-graph" viewBox="-1 -1 {width + 2:.0f} {height + 2}" '
-        f'width="{width + 2:.0f}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
+        f'width="{width + 2:.0f}" role="img" aria-label="{escape(title)}">'
+        f"{''.join(parts)}</svg>"
     )
 
 

@@ -64,10 +64,7 @@ def figure(lowering: str) -> str:
         for plan in compiled.plan.weights
     )
     graphs = _picture("before", before) + _picture("after", after)
-    return (
-        f'<div class="pc-figure">{pictures}'
-        f'<div class="pc-graphs">{graphs}</div></div>'
-    )
+    return f'<div class="pc-figure">{pictures}<div class="pc-graphs">{graphs}</div></div>'
 
 
 def _picture(caption: str, svg: str) -> str:
@@ -78,12 +75,12 @@ def _weight(plan: WeightPlan, mask: WeightMask, *, alone: bool) -> str:
     name = "W" if alone else plan.weight.partition(".")[0]
     n, k = plan.shape
     tiles = draw_weight(plan.shape, list(_tiles(mask)), f"tiles of {name}")
-    parts = [_picture(f"{name}: tiles, {n} × {k}", tiles)]
+    parts = [_picture(f"{name}: tiles, {n} x {k}", tiles)]
     for index, piece in enumerate(plan.pieces):
         drawn = draw_weight(plan.shape, list(_blocks(piece)), f"piece {index} of {name}")
         rows, columns = piece.shape
         role = _ROLES[piece.role]
-        parts.append(_picture(f"{name}: {role}, {rows} × {columns}", drawn))
+        parts.append(_picture(f"{name}: {role}, {rows} x {columns}", drawn))
     return f'<div class="pc-weights">{"".join(parts)}</div>'
 
 
@@ -134,7 +131,7 @@ def _words(node: ir.Node) -> tuple[tuple[str, ...], str]:
     assert weight.const_value is not None
     k, n = weight.const_value.shape.numpy()
     role = node.metadata_props.get(ROLE)
-    said = f"{n} × {k}" if role is None else f"{_ROLES[role]}, {n} × {k}"
+    said = f"{n} x {k}" if role is None else f"{_ROLES[role]}, {n} x {k}"
     return ("MatMul", said), role or "plain"
 
 
@@ -158,7 +155,10 @@ class _Builder:
         weight = self.weights[name]
         tensor = ir.tensor(np.ascontiguousarray(weight.T), name=name)
         constant = ir.Value(
-            name=name, const_value=tensor, shape=tensor.shape, type=ir.TensorType(tensor.dtype)
+            name=name,
+            const_value=tensor,
+            shape=ir.Shape(weight.T.shape),
+            type=ir.TensorType(tensor.dtype),
         )
         self.constants.append(constant)
         return self.node("MatMul", [x, constant], out, weight.shape[0])

@@ -30,7 +30,7 @@ __all__ = [
     "rendered",
 ]
 
-# The theme fetches this for its search on pages that are opened from disk; ours lies in assets.
+# The theme fetches this, for its search on pages from disk; a copy lies in assets.
 _SHIM = "https://unpkg.com/iframe-worker/shim"
 
 ROOT = Path(__file__).parent.parent.parent
@@ -43,8 +43,8 @@ def measured(name: str) -> Any:
     return json.loads(path.read_text("utf-8"))
 
 
-_PAGE = Environment(undefined=StrictUndefined, autoescape=False)  # noqa: S701 - Markdown
-_PAGE.filters["percent"] = lambda share, digits=1: f"{100 * share:.{digits}f} %"
+_PAGE = Environment(undefined=StrictUndefined, autoescape=False)
+_PAGE.filters["percent"] = lambda share, digits=1: f"{100 * share:.{digits}f}\u00a0%"
 _PAGE.filters["fixed"] = lambda number, digits=2: f"{number:,.{digits}f}"
 _PAGE.globals.update(
     measured=measured,

@@ -4,9 +4,13 @@ The tutorial runs from nothing but a checkpoint and a text, both tiny and random
 how-to pages run in what it leaves behind.
 """
 
+import os
 import re
 import shlex
 import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +20,7 @@ from patch_compile.cli.main import app, run
 from patch_compile.io.load_masks import load_masks
 from patch_compile.learn.model import save_checkpoint
 from scripts.docs.hook import rendered
-from tests.documents import blocks, code_of, commands, run_command, run_examples, skipped
+from tests.documents import blocks, code_of, commands, run_command, skipped
 from tests.learn.tiny import tiny_model, write_text
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
@@ -30,13 +34,39 @@ def text_of(page: str) -> str:
     return rendered((DOCS / page).read_text("utf-8"))
 
 
+@contextmanager
+def there(folder: Path) -> Iterator[None]:
+    """The working directory, for a while; `contextlib.chdir` came with Python 3.11."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def follow(page: str, folder: Path) -> None:
+    """Runs a page's commands in order, and then its Python blocks in one process."""
+    text = text_of(page)
+    with there(folder):
+        for command in commands(text):
+            program, *arguments = shlex.split(command)
+            if not skipped(command):
+                # In this process: torch need not be loaded for each of them.
+                assert program == "patch-compile", command
+                assert run(arguments) == 0, command
+    examples = "\n".join(blocks(text, "python"))
+    if examples:
+        run_command([sys.executable, "-c", examples], folder)
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder where the tutorial was followed to its end."""
     folder = tmp_path_factory.mktemp("tutorial")
-    save_checkpoint(tiny_model(layers=1), folder / "SmolLM2-135M")
+    save_checkpoint(tiny_model(layers=2), folder / "SmolLM2-135M")
     write_text(folder / "text.txt", 4096)
-    run_examples(text_of("tutorial.md"), folder)
+    follow("tutorial.md", folder)
     masks = load_masks(folder / "masks.json").weights
     arrays = {name: np.packbits(mask.keep().ravel()) for name, mask in masks.items()}
     shapes = {f"{name}.__shape__": np.array(mask.shape) for name, mask in masks.items()}
@@ -51,21 +81,9 @@ def test_the_tutorial_ends_with_an_engine_and_a_bundle(finished: Path) -> None:
 
 
 @pytest.mark.parametrize("page", [*HOW_TO, "index.md"])
-def test_every_command_and_example_runs(
-    page: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    text, folder = text_of(page), tmp_path / "work"
-    shutil.copytree(finished, folder)
-    monkeypatch.chdir(folder)
-    for command in commands(text):
-        program, *arguments = shlex.split(command)
-        if not skipped(command):
-            # In this process: torch need not be loaded for each of them.
-            assert program == "patch-compile", command
-            assert run(arguments) == 0, command
-    examples = "\n".join(blocks(text, "python"))
-    if examples:
-        run_command([shutil.which("python") or "python", "-c", examples], folder)
+def test_every_command_and_example_runs(page: str, finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "work")
+    follow(page, tmp_path / "work")
 
 
 def test_how_to_pages_have_commands() -> None:

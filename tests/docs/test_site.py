@@ -1,4 +1,4 @@
-"""The built site: nothing is missing from its references, nothing is broken, nothing fetched."""
+"""The built site: no name is missing from it, no link broken, nothing fetched."""
 
 import re
 import subprocess
@@ -38,9 +38,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pages(site: Path) -> dict[str, Page]:
-    return {
-        path.relative_to(site).as_posix(): page for path, page in read_pages(site).items()
-    }
+    return {path.relative_to(site).as_posix(): page for path, page in read_pages(site).items()}
 
 
 def missing_options(verb: str, help_text: str, anchors: set[str]) -> set[str]:
@@ -132,7 +130,9 @@ def test_broken_links_are_found(tmp_path: Path) -> None:
 
 
 def test_nothing_is_fetched(site: Path) -> None:
-    loads = r'<(?:script|img|source|iframe)\b[^>]*src="?(https?:)?//|<link\b[^>]*href="?https?://'
+    loads = (
+        r'<(?:script|img|source|iframe)\b[^>]*src="?(https?:)?//|<link\b[^>]*href="?https?://'
+    )
     texts = {path: path.read_text("utf-8") for path in site.rglob("*.html")}
     assert [path.name for path, text in texts.items() if re.search(loads, text)] == []
     sheets = [path.read_text("utf-8") for path in site.rglob("*.css")]
