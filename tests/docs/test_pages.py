@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import patch_compile
 from patch_compile.cli.main import app, run
 from patch_compile.io.load_masks import load_masks
 from patch_compile.learn.model import save_checkpoint
@@ -89,6 +90,13 @@ def test_every_command_and_example_runs(page: str, finished: Path, tmp_path: Pat
 def test_how_to_pages_have_commands() -> None:
     assert len(HOW_TO) >= 8
     assert [page for page in HOW_TO if not commands(text_of(page))] == []
+
+
+def test_the_sections_of_the_report_are_those_of_its_page() -> None:
+    page = Path(patch_compile.__file__).parent / "page" / "templates" / "report.html"
+    headings = re.findall(r"<h2[^>]*>([^<]+)</h2>", page.read_text("utf-8"))
+    told = re.findall(r"^- \*\*(.+?)\*\*", text_of("how-to/read-the-report.md"), re.MULTILINE)
+    assert told == headings
 
 
 @pytest.mark.parametrize("page", PAGES)
