@@ -42,8 +42,8 @@ def code_of(text: str) -> str:
     return "\n".join([*fenced, *re.findall(r"`([^`]+)`", prose)])
 
 
-def run_command(command: list[str], folder: Path) -> None:
-    """Runs it with this environment's programs first on the PATH; it must succeed."""
+def run_command(command: list[str], folder: Path) -> str:
+    """Runs it with this environment's programs first on the PATH; returns what it prints."""
     programs = Path(sys.executable).parent
     done = subprocess.run(
         command,
@@ -51,10 +51,11 @@ def run_command(command: list[str], folder: Path) -> None:
         env={**os.environ, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, f"{command[-1]}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
 
 
 def run_examples(text: str, folder: Path) -> None:

@@ -1,8 +1,6 @@
 """The built site: no name is missing from it, no link broken, nothing fetched."""
 
 import re
-import subprocess
-import sys
 import zlib
 from dataclasses import fields
 from pathlib import Path
@@ -16,24 +14,7 @@ from scripts.docs.python_api import TYPES, documented
 from scripts.docs.recipes import recipes
 from scripts.docs.verbs import takers
 
-ROOT = Path(__file__).parent.parent.parent
 VERBS = [name for name in app if not name.startswith("-")]
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site, built from scratch; strict, so that every warning of mkdocs fails."""
-    folder = tmp_path_factory.mktemp("site")
-    done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "-d", str(folder)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return folder
 
 
 @pytest.fixture(scope="module")
