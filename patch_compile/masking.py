@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from patch_compile.errors import RecipeError
 from patch_compile.io.infer import infer_masks
 from patch_compile.io.load_masks import load_masks
-from patch_compile.io.piece_tensor import StoredWeight
+from patch_compile.io.stored_weight import StoredWeight
 from patch_compile.names import chosen
 from patch_compile.passes.binding import Binding, bind, in_features
 from patch_compile.passes.elsewhere import find_elsewhere

@@ -178,9 +178,10 @@ def _products(model: ir.Model) -> dict[str, _Product]:
     found = {}
     for node in model.graph:
         weight = float_weight(node) if node.op_type == "MatMul" else None
-        if node.name and weight is not None:
+        stored = node.inputs[1] if weight is not None else None
+        if node.name and weight is not None and stored is not None:
             label = node.metadata_props.get(WEIGHT) or node.name
-            found[node.name] = _Product(label, node.inputs[1].name or "", weight)
+            found[node.name] = _Product(label, stored.name or "", weight)
     return found
 
 

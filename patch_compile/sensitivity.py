@@ -19,7 +19,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from patch_compile._require import require
-from patch_compile.io.onnx_model import load_model, save_model
+from patch_compile.io.onnx_model import load_model
+from patch_compile.io.save_model import save_model
 from patch_compile.passes.observed import Observed, observe
 
 if TYPE_CHECKING:

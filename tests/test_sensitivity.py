@@ -9,7 +9,8 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from patch_compile.io.onnx_model import load_model, save_model
+from patch_compile.io.onnx_model import load_model
+from patch_compile.io.save_model import save_model
 from patch_compile.passes.observed import observe
 from patch_compile.sensitivity import Activation, sensitivities
 from tests.support import run_ort

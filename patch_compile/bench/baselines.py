@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from patch_compile.compiler import compile_model
 from patch_compile.errors import ModelError, RecipeError
 from patch_compile.expected import read_beside
-from patch_compile.io.onnx_model import load_model, save_model
-from patch_compile.io.piece_tensor import StoredWeight
+from patch_compile.io.onnx_model import load_model
+from patch_compile.io.save_model import save_model
+from patch_compile.io.stored_weight import StoredWeight
 from patch_compile.passes.pipeline import inline
 from patch_compile.passes.precision import cast_model
 from patch_compile.passes.sites import Site, find_sites

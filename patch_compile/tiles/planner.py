@@ -102,6 +102,14 @@ def over_all_columns(mask: WeightMask, cost: Cost) -> Pieces:
     return min(found, key=lambda pieces: price(mask.shape, pieces, cost))
 
 
+def strips(mask: WeightMask) -> list[Pieces]:
+    """The cuts of a tile map that need no cover: whole, by bands of N, by strips of K."""
+    if mask.shape[1] % 4:
+        return []
+    cuts = (_whole(mask), _columns(mask), _reduction(mask))
+    return [pieces for pieces in cuts if pieces is not None]
+
+
 def _refusal(mask: WeightMask) -> str | None:
     if mask.dense.all():
         return "every tile is dense"

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from patch_compile.errors import RecipeError
 from patch_compile.recipe import CompileRecipe
+from patch_compile.tiles.blocks import Structure
 from patch_compile.tiles.cost import Cost
 from patch_compile.tiles.geometry import TileGrid
 from patch_compile.tiles.masks import Masks
@@ -87,7 +88,8 @@ class Promise:
             RecipeError: if the masks cannot keep it.
         """
         weights = {mask.name: (mask,) for mask in masks.weights.values()}
-        return meet_budget(weights, self.recipe, self.cost)
+        # No graph is known yet: what weights would save together comes on top.
+        return meet_budget(weights, Structure(), self.recipe, self.cost)
 
     def gains(self, masks: Masks) -> dict[str, NDArray[np.float64]]:
         """Returns what each tile saves by being 2:4, (R, C), shares of the dense time.

@@ -5,7 +5,7 @@ L = L_LM + lambda_1 |density - (1 - sparsity)| - lambda_2 * norm term
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,10 @@ __all__ = ["Penalties", "language_loss"]
 # Elements of a slice of logits: its few float32 copies then stay in the caches.
 _SLICE = 2**21
 
+# From log probabilities of some rows, which it uses up, and their aims: the sum of the loss,
+# and its gradient by the logits.
+_Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
 
 def language_loss(logits: Tensor, answers: Tensor, dense: Tensor | None) -> Tensor:
     """Returns a batch's mean loss in nats a token, float32 ().
@@ -33,10 +37,11 @@ def language_loss(logits: Tensor, answers: Tensor, dense: Tensor | None) -> Tens
             position; None: the cross entropy of the answers.
     """
     if dense is None:
-        aims, step, count = answers.flatten(), _to_answers, int((answers != UNASKED).sum())
+        count = int((answers != UNASKED).sum())
+        aim: tuple[Tensor, _Step, int] = answers.flatten(), _to_answers, count
     else:
-        aims, step, count = dense.flatten(0, 1), _to_dense, answers.numel()
-    loss: Tensor = _Loss.apply(logits.flatten(0, 1), aims, step, count)  # type: ignore[no-untyped-call]
+        aim = dense.flatten(0, 1), _to_dense, answers.numel()
+    loss: Tensor = _Loss.apply(logits.flatten(0, 1), *aim)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -48,7 +53,7 @@ class _Loss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, aims: Tensor, step: Any, count: int) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, aims: Tensor, step: _Step, count: int) -> Tensor:
         total = torch.zeros((), dtype=torch.float64, device=logits.device)
         rows = max(1, _SLICE // logits.shape[1])
         ctx.gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
