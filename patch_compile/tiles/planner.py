@@ -17,7 +17,7 @@ from patch_compile.tiles.operations import price
 from patch_compile.tiles.plan import Lowering, Piece, Role, Span, WeightPlan
 from patch_compile.tiles.weight_mask import WeightMask, concatenate
 
-__all__ = ["NO_BLOCK", "over_all_columns", "plan_weight", "saving", "spans_of"]
+__all__ = ["NO_BLOCK", "over_all_columns", "plan_weight", "saving", "spans_of", "strips"]
 
 Pieces = tuple[Piece, ...]
 
