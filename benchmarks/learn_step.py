@@ -3,9 +3,9 @@
     python benchmarks/learn_step.py MODEL --text TEXT [--rounds 3] [--steps 3]
 
 Every figure is of a process of its own: one window of 512 tokens a step, fp32, Adam, whole
-masks of 64x64 tiles. `dense` trains the same weights without masks. `plain` is the papers'
+masks of 64x64 tiles. `dense` trains the same weights without masks. `plain` is the paper's
 equations in whole tensors under torch's autograd with gradient checkpointing, as one would
-write them first; it lives here alone. Processes alternate, and the first step of each is
+write them first; see plain_patch.py. Processes alternate, and the first step of each is
 dropped.
 """
 
@@ -23,7 +23,8 @@ from typing import Any
 
 import torch
 from measuring import write_result
-from torch import Tensor, nn
+from plain_patch import PlainMasked, replace_linears
+from torch import Tensor
 
 from patch_compile import LearnRecipe, learn_candidates
 from patch_compile.learn.linears import prunable
@@ -33,44 +34,6 @@ from patch_compile.learn.text import windows
 _OURS = ("patch-tile", "patch-joint", "maskllm", "topk-ste", "leap")
 _PLAIN = ("dense", "plain patch-tile", "plain patch-joint")
 _TILE = 64
-_PAIRS = ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))
-
-
-class _Masked(nn.Module):
-    """W * M with M = T + (1 - T) P, every tensor whole."""
-
-    def __init__(self, layer: Any, joint: bool) -> None:
-        super().__init__()
-        weight = layer.weight.requires_grad_(False)
-        n, k = weight.shape
-        self.layer: Any = layer
-        self.joint = joint
-        self.made: Any = None
-        self.six: Any
-        self.frozen: Any
-        self.tiles = nn.Parameter(0.014 * torch.randn(n // _TILE, k // _TILE))
-        if joint:
-            self.logits = nn.Parameter(0.01 * torch.randn(n * k // 4, 6))
-            six = [[float(i in pair) for i in range(4)] for pair in _PAIRS]
-            self.register_buffer("six", torch.tensor(six))
-        else:
-            top = weight.abs().view(-1, 4).topk(2, 1).indices
-            frozen = torch.zeros(n * k // 4, 4).scatter_(1, top, 1.0)
-            self.register_buffer("frozen", frozen.view(n, k))
-
-    def mask(self) -> Tensor:
-        weight = self.layer.weight
-        both = torch.stack([torch.zeros_like(self.tiles), 100.0 * self.tiles], -1)
-        tiles = nn.functional.gumbel_softmax(both, tau=2.0)[..., 1]
-        dense = tiles.repeat_interleave(_TILE, 0).repeat_interleave(_TILE, 1)
-        if not self.joint:
-            return dense + (1 - dense) * self.frozen
-        chosen = nn.functional.gumbel_softmax(100.0 * self.logits, tau=4.0)
-        pattern = (chosen @ self.six).view_as(weight)
-        return dense + (1 - dense) * pattern
-
-    def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.linear(x, self.layer.weight * self.made, self.layer.bias)
 
 
 def _plain(model: str, text: Path, method: str, steps: int) -> list[float]:
@@ -80,13 +43,11 @@ def _plain(model: str, text: Path, method: str, steps: int) -> list[float]:
     linears = prunable(module)
     module.requires_grad_(False)
     if method == "dense":
-        masked: list[_Masked] = []
+        masked: list[PlainMasked] = []
         learned = [linear.weight.requires_grad_(True) for linear in linears.values()]
     else:
-        masked = _replace(module, list(linears), "joint" in method)
-        learned = [
-            p for layer in masked for p in (layer.tiles, getattr(layer, "logits", None))
-        ]
+        masked = replace_linears(module, list(linears), _TILE, joint="joint" in method)
+        learned = [p for layer in masked for p in (layer.tiles, layer.logits)]
         learned = [p for p in learned if p is not None]
         module.train()
         module.gradient_checkpointing_enable({"use_reentrant": False})
@@ -98,7 +59,7 @@ def _plain(model: str, text: Path, method: str, steps: int) -> list[float]:
         # Outside of what is recomputed, as the authors do: noise must be the same again.
         kept: Any = 0.0
         for layer in masked:
-            layer.made = layer.mask()
+            layer.sample(tile=(2.0, 100.0), pattern=(4.0, 100.0))
             kept = kept + layer.made.sum()
         loss = module(input_ids=window[None], labels=window[None], use_cache=False).loss
         norm = sum((la.made * la.layer.weight).square().sum() for la in masked)
@@ -107,15 +68,6 @@ def _plain(model: str, text: Path, method: str, steps: int) -> list[float]:
         adam.zero_grad()
 
     return [_seconds(lambda window=window: step(window)) for window in ids]
-
-
-def _replace(module: nn.Module, names: list[str], joint: bool) -> list[_Masked]:
-    layers = []
-    for name in names:
-        parent, _, child = name.removesuffix(".weight").rpartition(".")
-        layers.append(_Masked(module.get_submodule(f"{parent}.{child}"), joint))
-        setattr(module.get_submodule(parent), child, layers[-1])
-    return layers
 
 
 def _seconds(step: Callable[[], None]) -> float:

@@ -96,7 +96,7 @@ def main() -> None:
     windows = text_windows(
         options.test, options.model / "tokenizer.json", options.tokens, _WINDOW
     )
-    dense = _loss(model, windows)
+    dense = loss_of(model, windows)
     _report("dense", {"tokens": options.tokens, "perplexity": math.exp(dense)})
     for name, recipe in ROWS.items():
         if any(fnmatch(name, glob) for glob in options.rows):
@@ -125,7 +125,7 @@ def _measured(
     seconds = time.perf_counter() - begun
     save_masks(masks, folder / "masks.json")
     with masked(model, masks):
-        loss = _loss(model, windows)
+        loss = loss_of(model, windows)
     return {
         "tokens": windows.size,
         "perplexity": math.exp(loss),
@@ -167,7 +167,7 @@ def masked(model: LoadedModel, masks: Masks) -> Iterator[None]:
 
 
 @torch.no_grad()
-def _loss(model: LoadedModel, windows: NDArray[np.int64]) -> float:
+def loss_of(model: LoadedModel, windows: NDArray[np.int64]) -> float:
     """Mean next-token loss in nats, all windows alike."""
     losses = []
     for window in torch.from_numpy(windows):
