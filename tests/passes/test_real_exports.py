@@ -85,6 +85,16 @@ def test_export_binds_compiles_verifies_and_reads_like_the_masked_checkpoint(
     check_reading(out, masked, GRAPHS[name])
 
 
+@pytest.mark.parametrize("name", ["optimum", "genai-fp32"])
+def test_export_that_is_cast_keeps_its_cache(tmp_path: Path, name: str) -> None:
+    path, known = EXPORTS / f"{name}.onnx", masks()
+    recipe = CompileRecipe(min_gain=0.0, dtype="fp16")
+    out = compile_model(path, known, recipe).save(tmp_path / "out")
+    assert verify(path, out, known).passed
+    keeps = {mask.name: mask.keep() for mask in known.weights.values()}
+    check_reading(out, logits_of_torch(keeps), GRAPHS["genai-fp16"])
+
+
 @pytest.mark.parametrize("name", GRAPHS)
 def test_export_without_names_binds_by_content(tmp_path: Path, name: str) -> None:
     copy = tmp_path / "model.onnx"
