@@ -17,9 +17,11 @@ from patch_compile._require import require
 from patch_compile.errors import PatchCompileError, RecipeError
 from patch_compile.recipe import BenchRecipe
 from patch_compile.runtimes.device import device_name
+from patch_compile.runtimes.free_axes import pin_axes
 from patch_compile.runtimes.inputs import input_shapes, random_inputs
 from patch_compile.runtimes.onnxruntime import (
     explained,
+    read_graph,
     session_options,
     start_session,
 )
@@ -44,6 +46,7 @@ class _Model:
         self._version = require("onnxruntime", "cpu").__version__
         self._device = "cpu" if self._recipe.runtime == "ort-cpu" else "cuda"
         options = session_options(optimise=True)
+        pin_axes(options, read_graph(Path(model)))
         options.intra_op_num_threads = self._recipe.threads
         options.add_session_config_entry(_STOP_SPINNING, "1")
         chosen = providers(self._recipe.runtime, _wishes(Path(model), self._recipe, cache))

@@ -29,6 +29,7 @@ __all__ = [
     "assigned_nodes",
     "explained",
     "open_session",
+    "read_graph",
     "run_session",
     "session_options",
     "start_session",
@@ -114,7 +115,7 @@ def open_session(
     if not path.is_file():
         raise ModelError(f"model '{path}' | is not a file; give the path of an .onnx file")
     options = session_options(optimise)
-    graph = _graph(path)
+    graph = read_graph(path)
     pin_axes(options, graph)
     if optimise and any(tensor.data_type in _FP8 for tensor in graph.initializer):
         # Its extended rewrites of fp8 Q/DQ (1.32) compute what ONNX's reference does not.
@@ -123,7 +124,8 @@ def open_session(
     return start_session(f"model '{path}'", str(path), options, providers)
 
 
-def _graph(path: Path) -> onnx.GraphProto:
+def read_graph(path: Path) -> onnx.GraphProto:
+    """Returns the graph of a model without its external data; empty if it is no model."""
     try:
         return onnx.load(path, load_external_data=False).graph
     except DecodeError:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +22,7 @@ from patch_compile.generation import (
     open_generation,
 )
 from patch_compile.recipe import GenerateRecipe
+from patch_compile.runtimes.perplexity import read_text
 
 __all__ = ["generate"]
 
@@ -78,66 +80,71 @@ def generate(
 
 
 def _lines(path: Path | None) -> list[str]:
-    if path is None:
-        return []
-    try:
-        return [line for line in path.read_text("utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(
-            f"prompts '{path}' | cannot be read: {error}; give a UTF-8 file, one prompt a line"
-        ) from error
+    lines = [] if path is None else read_text(path).splitlines()
+    return [line for line in lines if line.strip()]
 
 
 @contextmanager
 def _display(opened: Generation) -> Iterator[Listener]:
     """Yields a listener that shows each piece of text where it belongs."""
-    labels = list(opened.decoders)
+    prompts, labels = [prompt for prompt, _ in opened.prompts], list(opened.decoders)
     if len(labels) > 1 and out.is_terminal and out.width >= _NARROWEST * len(labels):
-        with _columns(opened, labels) as side_by_side:
-            yield side_by_side
+        # What overflows the screen while it grows is printed whole in the end.
+        with Live(console=out, transient=True, refresh_per_second=8) as live:
+            columns = _Columns(prompts, labels, live)
+            yield columns
+            columns.finish()
         return
-    place: tuple[int, int] | None = None
-
-    def listen(prompt: int, model: int, piece: str) -> None:
-        nonlocal place
-        if place != (prompt, model):
-            if place is not None:
-                out.print()
-            if place is None or place[0] != prompt:
-                out.print(f"> {opened.prompts[prompt][0]}")
-            out.print(f"-- {labels[model]}")
-        place = (prompt, model)
-        out.print(piece, end="")
-
-    yield listen
+    yield _Sequence(prompts, labels)
     out.print()
 
 
-@contextmanager
-def _columns(opened: Generation, labels: list[str]) -> Iterator[Listener]:
-    """Texts grow side by side; a prompt that is done stays above."""
-    texts: list[str] = []
-    now = -1
-    # What overflows the screen while it grows is printed whole in the end.
-    with Live(console=out, transient=True, refresh_per_second=8) as live:
+@dataclass
+class _Sequence:
+    """Texts appear one below the other."""
 
-        def done() -> None:
-            if texts:
-                live.update(Table.grid())
-                out.print(f"> {opened.prompts[now][0]}")
-                out.print(_side_by_side(labels, texts))
+    prompts: list[str]
+    labels: list[str]
+    place: tuple[int, int] | None = None
 
-        def listen(prompt: int, model: int, piece: str) -> None:
-            nonlocal now
-            if prompt != now:
-                done()
-                texts[:] = [""] * len(labels)
-                now = prompt
-            texts[model] += piece
-            live.update(_side_by_side(labels, texts))
+    def __call__(self, prompt: int, model: int, piece: str) -> None:
+        if self.place != (prompt, model):
+            self._begin(prompt, model)
+        out.print(piece, end="")
 
-        yield listen
-        done()
+    def _begin(self, prompt: int, model: int) -> None:
+        if self.place is not None:
+            out.print()
+        if self.place is None or self.place[0] != prompt:
+            out.print(f"> {self.prompts[prompt]}")
+        out.print(f"-- {self.labels[model]}")
+        self.place = (prompt, model)
+
+
+@dataclass
+class _Columns:
+    """Texts grow side by side; those of a prompt that is done stay above."""
+
+    prompts: list[str]
+    labels: list[str]
+    live: Live
+    prompt: int | None = None
+    texts: list[str] = field(default_factory=list)
+
+    def __call__(self, prompt: int, model: int, piece: str) -> None:
+        if prompt != self.prompt:
+            self.finish()
+            self.prompt, self.texts = prompt, [""] * len(self.labels)
+        self.texts[model] += piece
+        self.live.update(_side_by_side(self.labels, self.texts))
+
+    def finish(self) -> None:
+        """Prints the last prompt and its texts for good."""
+        if self.prompt is None:
+            return
+        self.live.update(Table.grid())
+        out.print(f"> {self.prompts[self.prompt]}")
+        out.print(_side_by_side(self.labels, self.texts))
 
 
 def _side_by_side(labels: list[str], texts: list[str]) -> Table:

@@ -70,7 +70,7 @@ def test_options_are_those_of_the_recipe_and_can_be_saved(cli: Cli, home: Path) 
     ("options", "problem"),
     [
         ([], "prompt | is missing; give --prompt TEXT or --prompts FILE"),
-        (["--prompts", "none.txt"], "prompts 'none.txt' | cannot be read"),
+        (["--prompts", "none.txt"], "text 'none.txt' | cannot be read"),
         (["--prompt", "w1", "--tokenizer", "nowhere"], "tokenizer 'nowhere' | is not a file"),
         (["--prompt", "w1", "--greedy", "--top-p", "0.5"], "greedy | takes the likeliest"),
         (["--prompt", "w1", "--chat"], "has no chat template"),

@@ -13,10 +13,11 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
+from patch_compile.bench.measure import bench_models
 from patch_compile.compiler import compile_model, plan_model
 from patch_compile.io.onnx_model import load_model
 from patch_compile.passes.legal import sparse_pieces_are_24
-from patch_compile.recipe import CompileRecipe
+from patch_compile.recipe import BenchRecipe, CompileRecipe
 from patch_compile.runtimes.decoding import open_decoder
 from patch_compile.tiles.masks import Masks
 from patch_compile.verification import verify
@@ -84,6 +85,16 @@ def test_export_binds_compiles_verifies_and_reads_like_the_masked_checkpoint(
     check_reading(out, masked, GRAPHS[name])
 
 
+@pytest.mark.parametrize("name", ["optimum", "genai-fp32"])
+def test_export_that_is_cast_keeps_its_cache(tmp_path: Path, name: str) -> None:
+    path, known = EXPORTS / f"{name}.onnx", masks()
+    recipe = CompileRecipe(min_gain=0.0, dtype="fp16")
+    out = compile_model(path, known, recipe).save(tmp_path / "out")
+    assert verify(path, out, known).passed
+    keeps = {mask.name: mask.keep() for mask in known.weights.values()}
+    check_reading(out, logits_of_torch(keeps), GRAPHS["genai-fp16"])
+
+
 @pytest.mark.parametrize("name", GRAPHS)
 def test_export_without_names_binds_by_content(tmp_path: Path, name: str) -> None:
     copy = tmp_path / "model.onnx"
@@ -99,6 +110,13 @@ def test_genai_builder_fuses_what_the_masks_keep_apart(name: str) -> None:
     plan = plan_model(EXPORTS / f"{name}.onnx", masks())
     (fused,) = [weight for weight in plan.report.weights if weight.weight == QKV]
     assert [mask.split(".")[-2] for mask in fused.masks] == ["q_proj", "k_proj", "v_proj"]
+
+
+def test_genai_builders_graph_is_timed_whatever_it_calls_the_size_of_a_head() -> None:
+    path = EXPORTS / "genai-fp32.onnx"
+    recipe = BenchRecipe(tokens=(4,), rounds=5, warmup=1, threads=1)
+    found = bench_models(path, path, recipe)
+    assert all(row.seconds.median > 0 for row in found.rows)
 
 
 def test_the_exports_are_what_they_are_said_to_be() -> None:
