@@ -71,9 +71,7 @@ def test_only_the_mlp_is_24_in_ffn_only(tmp_path: Path, rng: np.random.Generator
     assert changed == {"gate.weight", "up.weight", "down.weight"}
 
 
-def test_a_model_without_mlps_has_no_ffn_only(
-    pair: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_a_model_without_mlps_has_no_ffn_only(pair: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"no MLP is found") as caught:
         make_baselines(*pair, ("ffn-only",), tmp_path / "made")
     said(caught)

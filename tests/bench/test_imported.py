@@ -32,10 +32,10 @@ def _results(*models: ModelResult) -> Results:
 
 
 def test_rounds_are_judged_against_the_second_build_of_the_dense_model() -> None:
-    found = bench_of_results(
-        _results(_result("compiled", 0.8), _result("dense", 1.0), _result("dense_again", 1.02)),
-        {64: {"a100-bf16": 0.75}},
-    )
+    models = [
+        _result(n, f) for n, f in (("compiled", 0.8), ("dense", 1.0), ("dense_again", 1.02))
+    ]
+    found = bench_of_results(_results(*models), {64: {"a100-bf16": 0.75}})
     rows = {row.model: row for row in found.rows}
     assert list(rows) == ["dense", "dense again", "compiled"]
     assert rows["compiled"].ratio.median == pytest.approx(0.8)
@@ -86,7 +86,8 @@ def returned(tmp_path: Path, rng: np.random.Generator) -> tuple[Path, Path]:
     ran = _run(folder, stand_in(tmp_path, layers=_layers(compiled)), 6)
     assert ran.returncode == 0, ran.stderr
     # Forth and back over the models.
-    order = [line.split()[1].rstrip(",") for line in ran.stdout.splitlines() if "round" in line]
+    timed = [line for line in ran.stdout.splitlines() if "round" in line]
+    order = [line.split()[1].rstrip(",") for line in timed]
     assert order[:6] == [*order[:3], *reversed(order[:3])]
     return compiled, folder / "results"
 

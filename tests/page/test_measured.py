@@ -90,9 +90,9 @@ def test_a_measurement_stands_beside_its_prediction(report: dict[str, Any]) -> N
         "16",
         "1.20x (a100-fp16)",
         "not measured",
-        "–",
-        "–",
-        "–",
+        "-",
+        "-",
+        "-",
         "not measured",
     ]
     assert second == [ROW[0], "1.20x (a100-fp16)", *ROW[1:]]

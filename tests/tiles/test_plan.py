@@ -1,6 +1,7 @@
 """Plans are plain data that survive JSON."""
 
 import json
+from typing import get_args
 
 import numpy as np
 from hypothesis import given
@@ -76,7 +77,6 @@ def test_plan_of_version_one_reads_as_one_without_groups() -> None:
     plan = Plan.from_json(json.dumps({"version": 1, "weights": [weight]}))
     assert plan.groups == ()
     assert plan.weights[0].pieces == (Piece("dense", ((0, 8),), ((0, 16),)),)
-
 
 
 @given(spans(), st.integers(1, 300))
