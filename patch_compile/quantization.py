@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
@@ -27,7 +27,7 @@ from patch_compile.passes.quantized import quantized_pieces
 from patch_compile.passes.sites import WEIGHT
 from patch_compile.quantizer import Feeds, Reader, float_weight, quantise
 from patch_compile.recipe import QuantizeRecipe
-from patch_compile.sensitivity import Spread, spreads
+from patch_compile.sensitivity import Sensitivity, sensitivities
 
 if TYPE_CHECKING:
     from patch_compile.runtimes.onnxruntime import Session
@@ -54,7 +54,7 @@ class Quantized:
         type: `int8` or `fp8`.
         products: that were quantised, the uncut ones included.
         kept: by name of a weight, why it keeps its type.
-        spreads: by name of a weight, what was measured of its products; see `Spread`.
+        sensitivity: by name of a weight, what was measured of its product; see `Sensitivity`.
         pieces: of them those that the compiler made.
         eligible: pieces that are 2:4 in their stored bytes.
         quantized_outputs: eligible pieces whose output is quantised before anything takes it;
@@ -65,7 +65,7 @@ class Quantized:
     type: str
     products: int
     kept: Mapping[str, str]
-    spreads: Mapping[str, Mapping[str, float]]
+    sensitivity: Mapping[str, Mapping[str, Any]]
     pieces: int
     eligible: int
     quantized_outputs: int
@@ -106,12 +106,12 @@ def quantize_model(
     _check_types(compiled, products, recipe)
     tokens = Path(tokenizer or compiled.with_name("tokenizer.json"))
     feeds = _calibration(compiled, recipe, Path(data), tokens)
-    found = spreads(compiled, list(products), feeds, progress)
+    found = sensitivities(compiled, list(products), feeds, progress)
     kept = _kept(products, found, recipe)
     wanted = {name: found[name] for name in products if name not in kept}
     if not wanted:
         raise RecipeError(
-            f"quantize-ignore and quantize-outliers | leave none of {len(products)} products, "
+            f"quantize-ignore and quantize-error | leave none of {len(products)} products, "
             f"the first for '{next(iter(kept.values()))}'; expected one at least; mend them"
         )
     with staged_folder(compiled.parent) as stage:
@@ -130,7 +130,7 @@ def quantize_model(
 
 
 def _kept(
-    products: Mapping[str, _Product], found: Mapping[str, Spread], recipe: QuantizeRecipe
+    products: Mapping[str, _Product], found: Mapping[str, Sensitivity], recipe: QuantizeRecipe
 ) -> dict[str, str]:
     """Products that keep their type, by node name, each with the reason."""
     reasons = {
@@ -145,14 +145,15 @@ def _ignored(name: str, label: str, recipe: QuantizeRecipe) -> str | None:
     return None if len(left) == 2 else "left out by quantize-ignore"
 
 
-def _ruined(spread: Spread, recipe: QuantizeRecipe) -> str | None:
-    limit = recipe.quantize_outliers
-    if not limit or spread.worst <= limit:
+def _ruined(found: Sensitivity, recipe: QuantizeRecipe) -> str | None:
+    kind = str(recipe.quantize)
+    error = found.error(kind)
+    if error <= recipe.quantize_error:
         return None
-    side = "input" if spread.input >= spread.output else "output"
+    side = "input" if found.input.error(kind) >= found.output.error(kind) else "output"
     return (
-        f"a token of its {side} is {spread.worst:,.0f} times as large as a typical one, over "
-        f"the {limit:g} of quantize-outliers: too few steps would be left for the others"
+        f"outliers: rounding would lose {error:.0%} of a typical token of its {side}, over the "
+        f"{recipe.quantize_error:.0%} of quantize-error"
     )
 
 
@@ -204,7 +205,7 @@ def _checked(
     windows: int,
     labels: Mapping[str, str],
     kept: Mapping[str, str],
-    measured: Mapping[str, Spread],
+    measured: Mapping[str, Sensitivity],
 ) -> Quantized:
     found = quantized_pieces(model)
     sparse = [piece for piece in found if piece.role == "sparse24"]
@@ -215,7 +216,9 @@ def _checked(
         type=str(recipe.quantize),
         products=len(labels) - len(kept),
         kept={labels[name]: reason for name, reason in kept.items()},
-        spreads={labels[name]: spread.to_json() for name, spread in measured.items()},
+        sensitivity={
+            labels[name]: each.to_json(str(recipe.quantize)) for name, each in measured.items()
+        },
         pieces=len(found),
         eligible=len(sparse),
         quantized_outputs=sum(piece.quantized_output for piece in sparse),

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from patch_compile._require import require
 from patch_compile.io.onnx_model import load_model
 from patch_compile.recipe import QuantizeRecipe
-from patch_compile.sensitivity import Spread
+from patch_compile.sensitivity import Sensitivity
 
 __all__ = ["Feeds", "Reader", "float_weight", "quantise"]
 
@@ -60,7 +60,7 @@ def quantise(
     model: Path,
     target: Path,
     recipe: QuantizeRecipe,
-    wanted: Mapping[str, Spread],
+    wanted: Mapping[str, Sensitivity],
     reader: Reader,
 ) -> None:
     """Writes a model with Q/DQ nodes around the products that are named.
@@ -107,7 +107,7 @@ def quantise(
 
 
 def _fp8_scales(
-    model: ir.Model, wanted: Mapping[str, Spread]
+    model: ir.Model, wanted: Mapping[str, Sensitivity]
 ) -> dict[str, list[dict[str, Any]]]:
     """Scales that clip nothing: the largest magnitude becomes fp8's largest number.
 
@@ -115,12 +115,12 @@ def _fp8_scales(
     """
     found = {}
     for node in model.graph:
-        spread = wanted.get(node.name or "")
-        weight = None if spread is None else float_weight(node)
-        if spread is None or weight is None:
+        ends = wanted.get(node.name or "")
+        weight = None if ends is None else float_weight(node)
+        if ends is None or weight is None:
             continue
         values = (*node.inputs[:2], node.outputs[0])
-        peaks = (spread.input_peak, _peak(weight), spread.output_peak)
+        peaks = (ends.input.peak, _peak(weight), ends.output.peak)
         for value, peak in zip(values, peaks, strict=True):
             scale = np.array(max(peak, _TINY) / _FP8_MOST, np.float32)
             entry = {"scale": scale, "zero_point": np.array(0, ml_dtypes.float8_e4m3fn)}

@@ -1,17 +1,18 @@
 """Which products of a model stand the few steps of a quantised activation.
 
-One scale serves all tokens of an activation. In many language models one token, mostly the
-first, has elements a thousand times as large as any other ("massive activations", Sun et al.,
-arXiv 2402.17762): its scale leaves the other tokens no steps at all, and clipping it away is
-worse. What says so is the spread: the largest element of the largest token over that of a
-typical one. With int8, a typical token is left 127 / spread steps on either side of zero.
+One scale serves all tokens of an activation. In many language models a few elements, of one
+token or of a few features, are a thousand times as large as the rest ("massive activations",
+Sun et al., arXiv 2402.17762): their scale leaves the rest no steps at all, and clipping them
+away is worse. What tells is the error of a typical token: rounding to steps of s adds noise of
+s / sqrt(12) to each element, here held against the token's root mean square.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
@@ -19,46 +20,69 @@ from numpy.typing import NDArray
 
 from patch_compile._require import require
 from patch_compile.io.onnx_model import load_model, save_model
-from patch_compile.passes.observed import observe
+from patch_compile.passes.observed import Observed, observe
 
-__all__ = ["Spread", "spread_of", "spreads"]
+if TYPE_CHECKING:
+    from patch_compile.runtimes.onnxruntime import Session
+
+__all__ = ["Activation", "Sensitivity", "sensitivities"]
 
 Progress = Callable[[int, int, str], None]
+Feeds = Mapping[str, NDArray[Any]]
+
+# The finest step of a type over its largest number: 1 of 127, and fp8 e4m3's 2^-9 of 448.
+_STEPS = {"int8": 1 / 127, "fp8": 2.0**-9 / 448}
 
 
 @dataclass(frozen=True)
-class Spread:
-    """How much larger the largest token is than a typical one, and how large.
+class Activation:
+    """The input or output of a product.
 
     Attributes:
-        input: largest over typical token of the product's input; 1 if all are alike.
-        output: the same of its output.
-        input_peak: the largest magnitude of the input.
-        output_peak: the same of the output.
+        peak: its largest magnitude.
+        typical: root mean square of a typical token: the median over tokens.
     """
 
-    input: float
-    output: float
-    input_peak: float
-    output_peak: float
+    peak: float
+    typical: float
 
-    @property
-    def worst(self) -> float:
-        """The larger of both spreads."""
-        return max(self.input, self.output)
+    def error(self, kind: str) -> float:
+        """Returns the share of a typical token that rounding loses, 0 to 1.
 
-    def to_json(self) -> dict[str, float]:
-        """Returns the numbers by name; a spread beyond all bounds is the largest float."""
-        most = float(np.finfo(np.float64).max)
-        return {name: min(value, most) for name, value in asdict(self).items()}
+        Args:
+            kind: `int8` or `fp8`. What an fp8 number itself is too short for, about 0.03, is
+                not in it.
+        """
+        if self.peak == 0.0:
+            return 0.0
+        if self.typical == 0.0:
+            return 1.0
+        return min(1.0, self.peak * _STEPS[kind] / math.sqrt(12) / self.typical)
 
 
-def spreads(
+@dataclass(frozen=True)
+class Sensitivity:
+    """What was measured of one product: of its input, and of its output."""
+
+    input: Activation
+    output: Activation
+
+    def error(self, kind: str) -> float:
+        """Returns the larger of both errors; see `Activation.error`."""
+        return max(self.input.error(kind), self.output.error(kind))
+
+    def to_json(self, kind: str) -> dict[str, Any]:
+        """Returns errors and what they were made from, by name."""
+        ends = {"input": self.input, "output": self.output}
+        return {name: {"error": a.error(kind), **asdict(a)} for name, a in ends.items()}
+
+
+def sensitivities(
     model: Path,
     products: Sequence[str],
-    feeds: Sequence[Mapping[str, NDArray[Any]]],
+    feeds: Sequence[Feeds],
     progress: Progress | None = None,
-) -> dict[str, Spread]:
+) -> dict[str, Sensitivity]:
     """Runs a model and measures the inputs and outputs of products.
 
     Args:
@@ -75,25 +99,13 @@ def spreads(
     graph = load_model(model)
     ends = _ends(graph, frozenset(products))
     values = {value.name or "": value for pair in ends.values() for value in pair}
-    outputs = observe(graph, list(values.values()))
-    peaks: dict[str, list[NDArray[Any]]] = {name: [] for name in outputs}
+    observed = observe(graph, list(values.values()))
     with TemporaryDirectory(prefix="patch-compile-") as folder:
         save_model(graph, Path(folder) / model.name)
         session = runtime.open_session(Path(folder) / model.name)
-        for done, feed in enumerate(feeds, start=1):
-            found = session.run(list(outputs.values()), dict(feed))
-            for name, peak in zip(outputs, found, strict=True):
-                peaks[name].append(np.asarray(peak, np.float32).reshape(-1))
-            if progress is not None:
-                progress(done, len(feeds), "looking for outliers")
-    tokens = {name: np.concatenate(several) for name, several in peaks.items()}
+        found = _measured(session, observed, feeds, progress)
     return {
-        name: Spread(
-            spread_of(tokens[x.name or ""]),
-            spread_of(tokens[y.name or ""]),
-            float(tokens[x.name or ""].max()),
-            float(tokens[y.name or ""].max()),
-        )
+        name: Sensitivity(found[x.name or ""], found[y.name or ""])
         for name, (x, y) in ends.items()
     }
 
@@ -104,13 +116,26 @@ def _ends(model: ir.Model, products: frozenset[str]) -> dict[str, tuple[ir.Value
     return {n.name or "": (x, n.outputs[0]) for n in nodes if (x := n.inputs[0]) is not None}
 
 
-def spread_of(peaks: NDArray[np.float32]) -> float:
-    """Returns the largest over the median; infinite where a typical token is all zeros.
-
-    Args:
-        peaks: largest magnitude of each token, float32 (tokens,).
-    """
-    most, typical = float(peaks.max()), float(np.median(peaks))
-    if most == 0.0:
-        return 1.0
-    return most / typical if typical > 0.0 else float("inf")
+def _measured(
+    session: "Session",
+    observed: Mapping[str, Observed],
+    feeds: Sequence[Feeds],
+    progress: Progress | None,
+) -> dict[str, Activation]:
+    peaks: dict[str, list[float]] = {name: [] for name in observed}
+    powers: dict[str, list[NDArray[np.float32]]] = {name: [] for name in observed}
+    for done, feed in enumerate(feeds, start=1):
+        outputs = [part for names in observed.values() for part in (names.peak, names.power)]
+        values = iter(session.run(outputs, dict(feed)))
+        for name in observed:
+            peaks[name].append(float(np.max(next(values))))
+            powers[name].append(np.asarray(next(values), np.float32).reshape(-1))
+        if progress is not None:
+            progress(done, len(feeds), "looking for outliers")
+    return {
+        name: Activation(
+            max(peaks[name]),
+            math.sqrt(float(np.median(np.concatenate(powers[name])))),
+        )
+        for name in observed
+    }

@@ -107,9 +107,9 @@ class QuantizeRecipe:
         calibration_window: tokens in a window of it.
         quantize_ignore: globs or `re:` patterns of weights, or of their nodes, that keep
             their type; your own take the place of the default, which is the head.
-        quantize_outliers: products keep their type where one token's largest element is more
-            than this many times as large as a typical token's, in their input or output: its
-            scale would leave the others no steps. 0 quantises them all the same.
+        quantize_error: products keep their type where rounding would lose more than this
+            share of a typical token of their input or output, 0 to 1: outliers leave the rest
+            too few steps. 1 quantises them all.
         calibration: ranges of int8 activations: `minmax` takes the largest that was seen;
             `percentile` and `entropy` cut the largest off, which ruins models whose outliers
             carry meaning, as those of most language models do.
@@ -120,13 +120,13 @@ class QuantizeRecipe:
     calibration_tokens: int = 1024
     calibration_window: int = 128
     quantize_ignore: tuple[str, ...] = ("*lm_head*",)
-    quantize_outliers: float = 16.0
+    quantize_error: float = 0.1
     calibration: Calibration = "minmax"
     calibration_percentile: float = 99.999
 
     def __post_init__(self) -> None:
         check_kinds(self)
-        within("quantize-outliers", self.quantize_outliers, 0.0, 1e12)
+        within("quantize-error", self.quantize_error, 0.0, 1.0)
         within("calibration-percentile", self.calibration_percentile, 50.0, 100.0)
         within("calibration-window", self.calibration_window, 2, 1_000_000)
         within("calibration-tokens", self.calibration_tokens, self.calibration_window, 1e9)
