@@ -152,8 +152,8 @@ def _ruined(found: Sensitivity, recipe: QuantizeRecipe) -> str | None:
         return None
     side = "input" if found.input.error(kind) >= found.output.error(kind) else "output"
     return (
-        f"outliers: rounding would lose {error:.0%} of a typical token of its {side}, over the "
-        f"{recipe.quantize_error:.0%} of quantize-error"
+        f"outliers: rounding would lose {error:.0%} of a typical token of its {side}, over "
+        f"the {recipe.quantize_error:.0%} of quantize-error"
     )
 
 

@@ -1,7 +1,7 @@
 """One verdict a claim: a pytest plugin that writes them as they fall, and their sum.
 
-As a plugin (`-p verdicts --claims FILE`) it appends a line of JSON an event, so that a crash or
-a stop loses nothing, and prints each verdict to the file descriptor in $CLAIMS_FD. As a
+As a plugin (`-p verdicts --claims FILE`) it appends a line of JSON an event, so that a crash
+or a stop loses nothing, and prints each verdict to the file descriptor in $CLAIMS_FD. As a
 program, `verdicts.py FILE CODE [result.json]` tells what came of those that have no verdict,
 prints the sum, and exits with 0 if every claim that was tested holds, 1 if one fails, 3 if
 none could be tested. CODE is what pytest ended with.
@@ -93,7 +93,7 @@ def main(arguments: list[str]) -> int:
     verdicts = {e["id"]: e for e in events if e["event"] == "verdict"}
     for name in dict.fromkeys(e["id"] for e in events if e["id"] not in verdicts):
         started = any(e["event"] == "started" and e["id"] == name for e in events)
-        verdicts[name] = _unfinished(name, code, started=started)
+        verdicts[name] = _unfinished(code, started=started)
         found = verdicts[name]
         sys.stdout.write(_line(name, found["verdict"], found["why"]) + "\n")
     counts = Counter(found["verdict"] for found in verdicts.values())
@@ -109,7 +109,7 @@ def main(arguments: list[str]) -> int:
     return 0 if counts["holds"] else _UNTESTED
 
 
-def _unfinished(name: str, code: str, *, started: bool) -> dict[str, Any]:
+def _unfinished(code: str, *, started: bool) -> dict[str, Any]:
     """A claim under test when the process died fails; one that was stopped is not tested."""
     if code in _STOPPED:
         verdict, why = "not tested", "the time was over"

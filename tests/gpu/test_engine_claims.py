@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +16,10 @@ import numpy as np
 import pytest
 
 from patch_compile import api
+from patch_compile.bench.imported import imported_bench
+from patch_compile.bench.measure import bench_models
 from patch_compile.errors import PatchCompileError, RecipeError
-from patch_compile.recipe import BuildRecipe
+from patch_compile.recipe import BenchRecipe, BuildRecipe
 from patch_compile.results import bundle_engines, import_results
 from patch_compile.runtimes.doctor import diagnose
 from patch_compile.runtimes.engine_file import check_engine
@@ -24,7 +27,8 @@ from patch_compile.runtimes.engines import EngineResult
 from patch_compile.runtimes.gpu import Gpu
 from patch_compile.runtimes.onnxruntime import open_session, run_session
 from patch_compile.runtimes.trtexec_command import find_trtexec
-from tests.gpu.conftest import SIZE, Pair
+from tests.gpu.conftest import SIZE, TOKENS, Pair
+from tests.gpu.run_engine import NOTHING
 
 pytestmark = pytest.mark.gpu
 
@@ -51,7 +55,8 @@ def test_tensorrt_tells_the_kernel_of_every_sparse_product(
     pair: Pair, built: EngineResult
 ) -> None:
     joined = api.join_engine(pair.compiled, built)
-    assert [weight.unknown for weight in joined.weights] == [0, 0], joined.to_json()
+    assert sum(weight.eligible for weight in joined.weights) == pair.sparse
+    assert not any(weight.unknown for weight in joined.weights), joined.to_json()
 
 
 def test_tensorrt_chooses_sparse_kernels_for_large_products(
@@ -72,13 +77,15 @@ def test_tensorrt_chooses_none_where_none_was_requested(
 
 
 def test_tensorrts_timings_are_kept_and_taken_again(
-    pair: Pair, tensorrt: BuildRecipe, gpu: Gpu, tmp_path: Path
+    small: Pair, tensorrt: BuildRecipe, gpu: Gpu, tmp_path: Path
 ) -> None:
-    first = api.build_engine(pair.compiled, tmp_path / "m.engine", tensorrt)
-    assert (tmp_path / "timing.cache").stat().st_size > 0
-    second = api.build_engine(pair.compiled, tmp_path / "m.engine", tensorrt)
+    api.build_engine(small.compiled, tmp_path / "m.engine", tensorrt)
+    kept = (tmp_path / "timing.cache").read_bytes()
+    assert kept
+    second = api.build_engine(small.compiled, tmp_path / "m.engine", tensorrt)
     assert "started anew" not in second.log.read_text("utf-8", "replace")
-    assert second.seconds <= first.seconds
+    # Nothing was timed that had not been timed before.
+    assert len((tmp_path / "timing.cache").read_bytes()) == len(kept)
 
 
 @pytest.mark.parametrize(
@@ -93,22 +100,26 @@ def test_tensorrts_timings_are_kept_and_taken_again(
     ids=lambda changes: next(iter(changes)),
 )
 def test_tensorrt_takes_the_option(
-    pair: Pair, tensorrt: BuildRecipe, sparse_gpu: Gpu, tmp_path: Path, changes: dict[str, Any]
+    small: Pair,
+    tensorrt: BuildRecipe,
+    sparse_gpu: Gpu,
+    tmp_path: Path,
+    changes: dict[str, Any],
 ) -> None:
     asked = replace(tensorrt, **changes)
-    assert api.build_engine(pair.compiled, tmp_path / "m.engine", asked).bytes > 0
+    assert api.build_engine(small.compiled, tmp_path / "m.engine", asked).bytes > 0
 
 
 def test_tensorrts_precision_flags_are_taken_by_10_and_refused_by_11(
-    pair: Pair, tensorrt: BuildRecipe, gpu: Gpu, tmp_path: Path
+    small: Pair, tensorrt: BuildRecipe, gpu: Gpu, tmp_path: Path
 ) -> None:
     asked = replace(tensorrt, precision=("fp16",))
     module = importlib.import_module("tensorrt")
     if hasattr(module.BuilderFlag, "FP16"):
-        assert api.build_engine(pair.compiled, tmp_path / "m.engine", asked).bytes > 0
+        assert api.build_engine(small.compiled, tmp_path / "m.engine", asked).bytes > 0
         return
     with pytest.raises(RecipeError, match=r"precision \| asks for fp16"):
-        api.build_engine(pair.compiled, tmp_path / "m.engine", asked)
+        api.build_engine(small.compiled, tmp_path / "m.engine", asked)
 
 
 def test_an_engine_passes_the_check_before_use_on_the_gpu_it_was_built_on(
@@ -118,37 +129,28 @@ def test_an_engine_passes_the_check_before_use_on_the_gpu_it_was_built_on(
 
 
 def test_tensorrts_engine_computes_what_onnxruntime_computes(
-    pair: Pair, built: EngineResult, gpu: Gpu
+    pair: Pair, built: EngineResult, gpu: Gpu, tmp_path: Path
 ) -> None:
-    torch = pytest.importorskip("torch")
-    if not torch.cuda.is_available():
-        pytest.skip("torch has no CUDA")
-    x = np.random.default_rng(1).standard_normal((1, 64, SIZE)).astype(np.float16)
+    tokens = min(64, SIZE)
+    x = np.random.default_rng(1).standard_normal((1, tokens, SIZE)).astype(np.float16)
+    np.save(tmp_path / "x.npy", x)
+    files = [built.path, tmp_path / "x.npy", tmp_path / "out.npz"]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.gpu.run_engine", *files],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    if done.returncode == NOTHING:
+        pytest.skip("neither torch with CUDA nor polygraphy is installed")
+    assert done.returncode == 0, done.stderr[-300:]
     expected = run_session(open_session(pair.compiled), {"x": x})
-    found = _run_engine(torch, built.path, x)
+    found = np.load(tmp_path / "out.npz")
     for name, value in expected.items():
         error = np.linalg.norm(found[name] - value.astype(np.float32))
         # fp16 products over 4096 terms, summed in another order.
         assert error / np.linalg.norm(value.astype(np.float32)) < 2e-2, name
-
-
-def _run_engine(torch: Any, path: Path, x: Any) -> dict[str, Any]:
-    trt = importlib.import_module("tensorrt")
-    runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
-    engine = runtime.deserialize_cuda_engine(path.read_bytes())
-    context = engine.create_execution_context()
-    given = torch.from_numpy(x).cuda()
-    context.set_input_shape("x", tuple(given.shape))
-    outputs = {}
-    for index in range(engine.num_io_tensors):
-        name = engine.get_tensor_name(index)
-        if name != "x":
-            shape = tuple(context.get_tensor_shape(name))
-            outputs[name] = torch.empty(shape, dtype=torch.float16, device="cuda")
-        context.set_tensor_address(name, (given if name == "x" else outputs[name]).data_ptr())
-    assert context.execute_async_v3(torch.cuda.current_stream().cuda_stream)
-    torch.cuda.synchronize()
-    return {name: value.float().cpu().numpy() for name, value in outputs.items()}
 
 
 def test_trtexecs_log_tells_what_is_eligible_and_chosen(timed: EngineResult) -> None:
@@ -157,9 +159,9 @@ def test_trtexecs_log_tells_what_is_eligible_and_chosen(timed: EngineResult) -> 
 
 
 def test_trtexec_finds_every_sparse_product_of_ours_eligible(
-    timed: EngineResult, sparse_gpu: Gpu
+    pair: Pair, timed: EngineResult, sparse_gpu: Gpu
 ) -> None:
-    assert timed.evidence.sparsity.found == 2
+    assert timed.evidence.sparsity.found == pair.sparse
 
 
 def test_trtexec_chooses_sparse_kernels_for_large_products(
@@ -179,35 +181,34 @@ def test_trtexecs_layers_and_times_are_read(pair: Pair, timed: EngineResult) -> 
     assert all(piece.layer for weight in joined.weights for piece in weight.pieces)
 
 
-def test_the_compiled_engine_is_not_slower_than_the_dense_one(
-    pair: Pair, timed: EngineResult, trtexec: BuildRecipe, sparse_gpu: Gpu, tmp_path: Path
+def test_the_compiled_engine_is_faster_than_the_dense_one_beyond_the_noise(
+    pair: Pair, trtexec: BuildRecipe, sparse_gpu: Gpu
 ) -> None:
-    dense = api.build_engine(pair.dense, tmp_path / "dense.engine", trtexec)
-    ours, theirs = (result.evidence.performance for result in (timed, dense))
-    assert ours is not None
-    assert theirs is not None
-    assert ours.compute is not None
-    assert theirs.compute is not None
-    assert ours.compute.median < theirs.compute.median
+    recipe = BenchRecipe(
+        runtime="trtexec", tokens=(TOKENS,), rounds=5, warmup=0, timeout=trtexec.timeout
+    )
+    found = bench_models(pair.dense, pair.compiled, recipe)
+    rows = {row.model: row for row in found.rows}
+    assert rows["compiled"].verdict == "faster", (rows["compiled"].ratio, found.noise)
 
 
 def test_a_bundle_runs_on_this_machine_and_its_results_are_read(
-    pair: Pair, trtexec: BuildRecipe, gpu: Gpu, tmp_path: Path
+    small: Pair, trtexec: BuildRecipe, gpu: Gpu, tmp_path: Path
 ) -> None:
-    bundle = bundle_engines(pair.compiled, tmp_path / "b.tar", trtexec, dense=pair.dense)
+    bundle = bundle_engines(small.compiled, tmp_path / "b.tar", trtexec, dense=small.dense)
     with tarfile.open(bundle) as archive:
         archive.extractall(tmp_path, filter="data")
     folder = tmp_path / "patch-compile-bundle"
     subprocess.run(
         [shutil.which("bash") or "bash", folder / "run.sh"],
-        env={**os.environ, "TRTEXEC": find_trtexec() or "", "ROUNDS": "1"},
+        env={**os.environ, "TRTEXEC": find_trtexec() or "", "ROUNDS": "5"},
         check=True,
-        timeout=400,
+        timeout=300,
     )
     found = import_results(folder / "results")
     assert found.gpu == gpu
-    assert [model.error for model in found.models] == ["", ""]
-    assert all(model.median for model in found.models)
+    assert [model.error for model in found.models] == [""] * 3
+    assert imported_bench(folder / "results", small.compiled).noise[TOKENS] >= 0.0
 
 
 def test_the_doctor_finds_gpu_and_driver_working(sparse_gpu: Gpu) -> None:
@@ -217,13 +218,13 @@ def test_the_doctor_finds_gpu_and_driver_working(sparse_gpu: Gpu) -> None:
 
 
 def test_rtx_tells_of_layers_where_there_is_a_gpu(
-    pair: Pair, gpu: Gpu, tmp_path: Path
+    small: Pair, gpu: Gpu, tmp_path: Path
 ) -> None:
     if importlib.util.find_spec("tensorrt_rtx") is None:
         pytest.skip("package 'tensorrt_rtx' is not installed")
     recipe = BuildRecipe(engine="tensorrt_rtx", sm=(gpu.sm,), sequence=(1, 64, 64))
     try:
-        result = api.build_engine(pair.compiled, tmp_path / "m.engine", recipe)
+        result = api.build_engine(small.compiled, tmp_path / "m.engine", recipe)
     except PatchCompileError as error:
         pytest.skip(str(error))
     assert result.evidence.layers
