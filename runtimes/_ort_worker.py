@@ -37,7 +37,9 @@ class _Model:
     def __init__(self, model: str, recipe: dict[str, Any], cache: str | None) -> None:
         self._subject = f"model '{model}'"
         # JSON knows no tuples.
-        given = {k: tuple(v) if isinstance(v, list) else v for k, v in recipe.items()}
+        given: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in recipe.items()
+        }
         self._recipe = BenchRecipe(**given)
         self._version = require("onnxruntime", "cpu").__version__
         self._device = "cpu" if self._recipe.runtime == "ort-cpu" else "cuda"

@@ -89,7 +89,10 @@ for ((round = 1; round <= rounds; round++)); do
     mapfile -t shapes < <(grep -- '^--optShapes=' "commands/$name.args" | sed 's/optShapes/shapes/')
     echo "timing $name, round $round of $rounds"
     "$trtexec" --loadEngine="$out/model.engine" "${shapes[@]}" "${steady[@]}" \
-      --duration=1 --exportTimes="$out/times.$round.json" >"$out/time.$round.log" 2>&1
+      --duration=1 --exportTimes="$out/times.$round.json" >"$out/time.$round.log" 2>&1 || {
+      failed=1
+      echo "  failed; see $out/time.$round.log" >&2
+    }
   done
   back=()
   for name in "${turns[@]}"; do back=("$name" "${back[@]}"); done

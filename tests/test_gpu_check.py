@@ -26,6 +26,7 @@ SILENT = {
     "tensorrt tells the kernel of every sparse product",
     "tensorrt chooses sparse kernels for large products",
     "tensorrt takes the option[refit]",
+    "tensorrts engine computes what onnxruntime computes",
     "the doctor finds gpu and driver working",
     "rtx tells of layers where there is a gpu",
 }
@@ -34,8 +35,8 @@ SILENT = {
 DURING = """
 import onnx
 compiled = "compiled" in given.get("onnx", given.get("loadEngine", ""))
+layers, sparse = [], 0
 if "onnx" in given:
-    layers, sparse = [], 0
     for node in onnx.load(given["onnx"], load_external_data=False).graph.node:
         role = {p.key: p.value for p in node.metadata_props}.get("patch_compile.role", "dense")
         chosen = role == "sparse24" and given.get("sparsity") == "enable"

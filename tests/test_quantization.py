@@ -1,9 +1,9 @@
 """A quantised model is still the masked one, and what was 2:4 still is, byte for byte."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -235,3 +235,112 @@ def test_the_main_job_wants_text_before_it_starts(job: Job, cli: Cli) -> None:  
     assert (ran.code, ran.out) == (1, "")
     assert "needs text to calibrate on; give it by --data" in ran.err
     assert not job.out.exists()
+
+
+@pytest.fixture
+def outlier(job: Job) -> Path:
+    """The job compiled, with a feature of one word so large that int8 ruins the product a."""
+    model = onnx.load(job.model)
+    for tensor in model.graph.initializer:
+        array = numpy_helper.to_array(tensor).copy()
+        if tensor.name == "table":
+            array[1, 0] = 1e4
+        if tensor.name == "a.weight":
+            # Nothing of it reaches what comes after.
+            array[0] = 0.0
+        tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    onnx.save(model, job.model)
+    return job.compiled(CompileRecipe(check_digests=False))
+
+
+def _recipe(**changes: Any) -> QuantizeRecipe:
+    return replace(INT8, **changes)
+
+
+def test_products_that_outliers_ruin_keep_their_type(job: Job, outlier: Path) -> None:
+    found = quantize_model(outlier, INT8, job.text, tokenizer=job.tokenizer)
+    assert set(found.kept) == {"a.weight"}
+    assert "lose 100% of a typical token of its input" in found.kept["a.weight"]
+    assert found.sensitivity["a.weight"]["input"]["peak"] == pytest.approx(1e4)
+    assert found.products == 1
+    types = {
+        piece.name for piece in quantized_pieces(load_model(outlier)) if "b" in piece.name
+    }
+    assert len(types) == 1
+    tolerant = VerifyRecipe(tokens=64, window=16)
+    assert verify(job.model, outlier, job.masks, tolerant, data=job.text).passed
+
+
+def test_without_that_the_model_is_ruined_and_verify_says_so(job: Job, outlier: Path) -> None:
+    recipe = _recipe(quantize_error=1.0)
+    found = quantize_model(outlier, recipe, job.text, tokenizer=job.tokenizer)
+    assert found.kept == {}
+    checked = verify(
+        job.model, outlier, job.masks, VerifyRecipe(tokens=64, window=16), data=job.text
+    )
+    assert not checked.passed
+    assert checked.comparison.outputs[0].relative > 0.5
+
+
+def test_fp8_needs_to_keep_nothing_there(job: Job, outlier: Path) -> None:
+    recipe = _recipe(quantize="fp8")
+    assert quantize_model(outlier, recipe, job.text, tokenizer=job.tokenizer).kept == {}
+    checked = verify(
+        job.model, outlier, job.masks, VerifyRecipe(tokens=64, window=16), data=job.text
+    )
+    # fp8's own scales, by the standard deviation, would have clipped the outlier and more.
+    assert checked.passed, checked.to_json()
+
+
+def test_ignored_weights_keep_their_type(job: Job) -> None:
+    path = job.compiled()
+    recipe = _recipe(quantize_ignore=("re:^a\\.",))
+    found = quantize_model(path, recipe, job.text, tokenizer=job.tokenizer)
+    assert found.kept == {"a.weight": "left out by quantize-ignore"}
+    assert all("b.weight" not in name for name in found.kept)
+
+
+def test_a_recipe_that_leaves_nothing_is_refused(job: Job) -> None:
+    path = job.compiled()
+    before = path.read_bytes()
+    recipe = _recipe(quantize_ignore=("*",))
+    with pytest.raises(RecipeError, match=r"leave none of 3 products") as caught:
+        quantize_model(path, recipe, job.text, tokenizer=job.tokenizer)
+    said(caught)
+    assert path.read_bytes() == before
+
+
+def test_percentiles_clip_and_extremes_do_not(job: Job) -> None:
+    clipping = _recipe(calibration="percentile", calibration_percentile=90.0)
+    first, second = (_input_scale(job, recipe) for recipe in (INT8, clipping))
+    assert second < first
+
+
+def test_entropy_calibrates_too(job: Job) -> None:
+    assert 0.0 < _input_scale(job, _recipe(calibration="entropy")) <= _input_scale(job, INT8)
+
+
+def _input_scale(job: Job, recipe: QuantizeRecipe) -> float:
+    path = job.compiled()
+    quantize_model(path, recipe, job.text, tokenizer=job.tokenizer)
+    tensors = {t.name: t for t in onnx.load(path).graph.initializer}
+    return float(numpy_helper.to_array(tensors["x_scale"]))
+
+
+def test_fp8_takes_one_calibration_alone() -> None:
+    with pytest.raises(RecipeError, match=r"calibration \| is 'entropy', and fp8"):
+        QuantizeRecipe("fp8", calibration="entropy")
+
+
+def test_verify_says_what_it_compared(job: Job) -> None:
+    recipe = VerifyRecipe(tokens=64, window=16)
+    found = verify(job.model, job.quantized(), job.masks, recipe, data=job.text)
+    assert found.compared == "compiled, quantised to int8, against masked, not quantised"
+    assert found.comparison.outputs[0].rtol == 0.15
+    path = job.compiled(CompileRecipe(dtype="fp16"))
+    cast = verify(job.model, path, job.masks, replace(recipe, rtol=0.5), data=job.text)
+    assert cast.compared == "compiled, cast to fp16, against masked, not cast"
+    assert (cast.comparison.outputs[0].rtol, cast.comparison.outputs[0].atol) == (0.5, 0.5)
+    report = json.loads(path.with_name("report.json").read_text("utf-8"))
+    assert report["verification"]["compared"] == cast.compared
+    assert report["versions"]["onnxruntime"] == onnxruntime.__version__

@@ -113,7 +113,7 @@ def measured_figure(report: Facts) -> tuple[str, str]:
     if not rows:
         return NOT_MEASURED, "by patch-compile bench"
     gains = " ".join(ratio(1 / row["ratio"]["median"]) for row in rows)
-    counts = " and ".join(f"{int(row['tokens']):,}" for row in rows)
+    counts = " and ".join(dict.fromkeys(f"{int(row['tokens']):,}" for row in rows))
     return gains, f"at {counts} tokens"
 
 

@@ -135,3 +135,21 @@ def test_device_names_cannot_leave_their_cell(report: dict[str, Any]) -> None:
 def test_an_older_report_is_drawn(report: dict[str, Any], tmp_path: Path) -> None:
     older = {name: value for name, value in report.items() if name != "measured"}
     assert "not measured" in page_of(json.dumps(older))
+
+
+def test_what_keeps_its_type_in_a_quantised_model_is_listed(report: dict[str, Any]) -> None:
+    facts = {
+        "type": "int8",
+        "products": 7,
+        "kept": {"layers.1.down_proj.weight": "outliers: <b>"},
+        "pieces": 5,
+        "eligible": 4,
+        "quantized_outputs": 3,
+    }
+    page = page_of(json.dumps({**report, "quantized": facts}))
+    assert "Quantised to int8" in page
+    assert "7 products, 5 of them pieces; 2:4 in their stored bytes 4" in page
+    assert "outliers: &lt;b&gt;" in page
+    # As the first release wrote it.
+    del facts["kept"]
+    assert "keep their type" not in page_of(json.dumps({**report, "quantized": facts}))
