@@ -39,10 +39,9 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class _Product:
-    """A product: its weight's name for people and in the graph, and the weight."""
+    """A product: its weight's name for people, and the weight."""
 
     label: str
-    value: str
     weight: ir.TensorProtocol
 
 
@@ -177,7 +176,7 @@ def _products(model: ir.Model) -> dict[str, _Product]:
         weight = float_weight(node) if node.op_type == "MatMul" else None
         if node.name and weight is not None:
             label = node.metadata_props.get(WEIGHT) or node.name
-            found[node.name] = _Product(label, node.inputs[1].name or "", weight)
+            found[node.name] = _Product(label, weight)
     return found
 
 
