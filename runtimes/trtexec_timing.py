@@ -14,7 +14,7 @@ from patch_compile.runtimes._process import death, run_logged, tail
 from patch_compile.runtimes.engines import EngineResult, build_engine
 from patch_compile.runtimes.layer_info import read_times
 from patch_compile.runtimes.network_inputs import network_inputs
-from patch_compile.runtimes.profiles import profile_shapes
+from patch_compile.runtimes.profiles import Range, profile_shapes
 from patch_compile.runtimes.timing import ModelFacts
 from patch_compile.runtimes.trtexec_command import find_trtexec, probe, timing_command
 
@@ -37,7 +37,7 @@ def open_timed(model: Path, recipe: BenchRecipe, cache: Path | None = None) -> "
     asked = BuildRecipe(
         engine="trtexec",
         sparse=recipe.sparse,
-        batch=(recipe.batch,) * 3,
+        batch=_only(recipe.batch),
         sequence=(min(recipe.tokens), max(recipe.tokens), max(recipe.tokens)),
         timing_cache="",
         timeout=recipe.timeout,
@@ -49,6 +49,10 @@ def open_timed(model: Path, recipe: BenchRecipe, cache: Path | None = None) -> "
             asked = replace(asked, timing_cache="timing.cache")
         built = build_engine(model, cache / f"{model.stem}.engine", asked)
         return TrtexecModel(model, built, recipe, stack.pop_all())
+
+
+def _only(size: int) -> Range:
+    return size, size, size
 
 
 class TrtexecModel:
@@ -64,8 +68,8 @@ class TrtexecModel:
 
     def feed(self, tokens: int) -> None:
         """Sets the shapes of the runs to come; trtexec makes the values."""
-        batch = self._recipe.batch
-        self._shapes = profile_shapes(self._inputs, (batch,) * 3, (tokens,) * 3)
+        batch = _only(self._recipe.batch)
+        self._shapes = profile_shapes(self._inputs, batch, _only(tokens))
 
     def times(self, runs: int) -> list[float]:
         """Returns the GPU's seconds of so many runs, or of as many as fill a second.

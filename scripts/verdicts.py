@@ -10,7 +10,7 @@ none could be tested. CODE is what pytest ended with.
 import json
 import os
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ class Recorder:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._seconds: Counter[str] = Counter()
+        self._seconds: defaultdict[str, float] = defaultdict(float)
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         for item in session.items:

@@ -127,7 +127,9 @@ def test_without_a_gpu_nothing_is_claimed() -> None:
 
 
 # What the plugin writes.
-KNOWN = [{"event": "known", "id": f"t.py::test_{n}"} for n in ("a_b[x-y]", "c", "d", "e")]
+KNOWN: list[dict[str, object]] = [
+    {"event": "known", "id": f"t.py::test_{n}"} for n in ("a_b[x-y]", "c", "d", "e")
+]
 
 
 def _event(name: str, verdict: str | None = None, why: str = "") -> dict[str, object]:

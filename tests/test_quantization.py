@@ -336,7 +336,7 @@ def test_verify_says_what_it_compared(job: Job) -> None:
     recipe = VerifyRecipe(tokens=64, window=16)
     found = verify(job.model, job.quantized(), job.masks, recipe, data=job.text)
     assert found.compared == "compiled, quantised to int8, against masked, not quantised"
-    assert found.comparison.outputs[0].rtol == 0.15
+    assert found.comparison.outputs[0].rtol == 0.25
     path = job.compiled(CompileRecipe(dtype="fp16"))
     cast = verify(job.model, path, job.masks, replace(recipe, rtol=0.5), data=job.text)
     assert cast.compared == "compiled, cast to fp16, against masked, not cast"

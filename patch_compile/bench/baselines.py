@@ -46,7 +46,7 @@ class _Past:
 
 def make_baselines(
     dense: Path, compiled: Path, names: Sequence[Baseline], folder: Path
-) -> dict[Baseline, Path]:
+) -> dict[str, Path]:
     """Writes the models that were asked for and returns their paths by name.
 
     `dense` is missing where the compiled model was not cast: it would be the original.

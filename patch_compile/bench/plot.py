@@ -34,7 +34,7 @@ def _draw(axes: Any, found: BenchResult) -> None:
     places = {tokens: place for place, tokens in enumerate(found.recipe.tokens)}
     for tokens, floor in found.noise.items():
         span = (places[tokens] - _SPREAD / 2, places[tokens] + _SPREAD / 2)
-        axes.fill_between(span, 1 - floor, 1 + floor, color="0.88", zorder=0)
+        axes.fill_between(span, max(0.0, 1 - floor), 1 + floor, color="0.88", zorder=0)
     for index, name in enumerate(names):
         rows = [row for row in found.rows if row.model == name]
         shift = _SPREAD * ((index + 0.5) / len(names) - 0.5)
@@ -53,6 +53,9 @@ def _draw(axes: Any, found: BenchResult) -> None:
     axes.set_xlabel("tokens")
     axes.set_ylabel("latency / dense")
     axes.set_title(
-        f"{found.recipe.runtime}, {found.recipe.confidence:.0%} intervals; grey: noise"
+        f"{found.recipe.runtime} on {found.device}\n"
+        f"{found.recipe.confidence:.0%} intervals; grey: noise",
+        fontsize="medium",
     )
-    axes.legend()
+    # Beside the axes: no point is ever under it.
+    axes.figure.legend(loc="outside right upper")

@@ -13,7 +13,7 @@ from patch_compile.bench.baselines import make_baselines
 from patch_compile.bench.measure import bench_models
 from patch_compile.compiler import compile_model
 from patch_compile.errors import ModelError, RecipeError
-from patch_compile.recipe import BenchRecipe, CompileRecipe
+from patch_compile.recipe import Baseline, BenchRecipe, CompileRecipe
 from patch_compile.tiles.masks import Masks
 from tests.bench.fake_timer import FakeTimer
 from tests.passes.mlp import Mlp
@@ -115,7 +115,11 @@ def test_a_cast_is_told_apart_from_a_cut(
 ) -> None:
     model, masks, _ = three_linears(tmp_path, rng)
     compiled = compile_model(model, masks, CompileRecipe(dtype="fp16")).save(tmp_path / "out")
-    for baselines, base, cast in (((), "model.onnx", True), (("dense",), "dense.onnx", False)):
+    asked: tuple[tuple[tuple[Baseline, ...], str, bool], ...] = (
+        ((), "model.onnx", True),
+        (("dense",), "dense.onnx", False),
+    )
+    for baselines, base, cast in asked:
         factors = {base: [1.0, 1.0], "compiled.onnx": [0.8]}
         FakeTimer(factors).install(monkeypatch)
         recipe = BenchRecipe(tokens=(8,), rounds=6, baselines=baselines)
