@@ -42,13 +42,14 @@ def plot_what_if(rows: Sequence[WhatIf], path: Path) -> None:
     _cells(axes, cells)
     marks = {row.target: "*" if row.estimate else "" for row in rows}
     axes.set_yticks(range(len(targets)), [name + marks[name] for name in targets])
-    beyond = {row.tokens: "†" if row.extrapolated else "" for row in rows}
-    axes.set_xticks(range(len(counts)), [f"{m:,}{beyond[m]}" for m in counts])
+    beyond = {row.tokens for row in rows if row.extrapolated}
+    labels = [f"{tokens:,}{'†' if tokens in beyond else ''}" for tokens in counts]
+    axes.set_xticks(range(len(counts)), labels)
     axes.set_xlabel("tokens a run")
     axes.tick_params(length=0)
     axes.set_title("Predicted speed-up of the linear layers", fontsize="medium")
     notes = ["* estimated from another GPU by datasheets"] if any(marks.values()) else []
-    notes += ["† tokens beyond those measured"] if any(beyond.values()) else []
+    notes += ["† beyond the tokens measured"] if beyond else []
     if notes:
         figure.supxlabel("; ".join(notes), fontsize="x-small")
     save_figure(figure, path)

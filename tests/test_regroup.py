@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from patch_compile import masking
 from patch_compile.compiler import compile_model
 from patch_compile.errors import RecipeError
 from patch_compile.expected import masked_tensors
 from patch_compile.recipe import CompileRecipe
 from patch_compile.tiles.masks import Masks
+from patch_compile.tiles.pattern import top2_of_4
 from tests.support import Linear, linear_model, random_mask, random_weight, run_ort
 
 
@@ -18,6 +20,18 @@ from tests.support import Linear, linear_model, random_mask, random_weight, run_
 def test_regrouped_weights_keep_their_patterns_and_the_larger_of_the_rest(
     tmp_path: Path, rng: np.random.Generator, form: str
 ) -> None:
+    check_regrouped(tmp_path, rng, form)
+
+
+def test_planted_mutant_that_keeps_the_smaller_is_caught(
+    tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(masking, "top2_of_4", lambda sizes: top2_of_4(-sizes))
+    with pytest.raises(AssertionError):
+        check_regrouped(tmp_path, rng, "matmul")
+
+
+def check_regrouped(tmp_path: Path, rng: np.random.Generator, form: str) -> None:
     weight = random_weight(rng, 48, 64)
     lead = ("tokens",) if form == "gemm_b" else ("batch", "sequence")
     path = linear_model([Linear("a", weight, form)], tmp_path / "model.onnx", lead=lead)

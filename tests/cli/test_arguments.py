@@ -86,4 +86,5 @@ def test_options_are_saved_under_their_verb() -> None:
         "check_digests": True,
         "json": True,
         "tokens": ["16:0.9", "2048:0.1"],
+        "regroup": False,
     }
