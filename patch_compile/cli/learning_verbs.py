@@ -1,6 +1,8 @@
 """The verbs `learn` and `cut`: each parses, calls the API, prints."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -39,9 +41,8 @@ def learn(
     """Make masks for MODEL: 2:4 patterns, and which tiles take them.
 
     `magnitude`, `wanda`, `sparsegpt` and `descent` take one pass over a little text. The
-    other methods start from one of those (`--prior`) and learn for `--steps`; what they have
-    learned is kept in a folder, from which `--resume` goes on. Masks of less sparsity are cut
-    from masks of more by `cut`.
+    other methods start from one of those (`--prior`) and learn; what they have learned is
+    kept in a folder, from which `--resume` goes on. `cut` makes masks of less sparsity.
 
     Baselines: `--tile weight` chooses whole layers, each all dense or all 2:4;
     `--include '*.mlp.*' --sparsity 0.5` is 2:4 in the MLPs alone; `--method leap` and
@@ -65,30 +66,37 @@ def learn(
     _check_run(recipe, [name for name, given in asked.items() if given])
     check_place(output)
     folder = run or output.with_suffix(".run")
-    try:
-        with progress_bar() as progress:
-            found = api.learn_candidates(
-                model,
-                data,
-                recipe,
-                run=folder,
-                resume=resume,
-                tensorboard=tensorboard,
-                checkpoint=checkpoint,
-                progress=progress if _first_process() else None,
-            )
-    except KeyboardInterrupt:
-        if (folder / "state.json").exists():
-            say(f"'{folder}' | keeps what was learned so far; go on with --resume")
-        raise
-    if checkpoint is not None and _first_process():
-        say(f"wrote {checkpoint}")
-    if not _first_process():
+    first = _first_process()
+    with _kept(folder), progress_bar() as progress:
+        found = api.learn_candidates(
+            model,
+            data,
+            recipe,
+            run=folder,
+            resume=resume,
+            tensorboard=tensorboard,
+            checkpoint=checkpoint,
+            progress=progress if first else None,
+        )
+    if not first:
         return
+    if checkpoint is not None:
+        say(f"wrote {checkpoint}")
     several = len(recipe.sparsity) > 1
     for sparsity, masks in zip(recipe.sparsity, api.asked_masks(found, recipe), strict=True):
         path = _numbered(output, sparsity) if several else output
         _save(masks, path, "" if recipe.budget else f" (asked {sparsity:.2%})")
+
+
+@contextmanager
+def _kept(folder: Path) -> Iterator[None]:
+    """Says of a run that is interrupted what is left of it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if (folder / "state.json").exists():
+            say(f"'{folder}' | keeps what was learned so far; go on with --resume")
+        raise
 
 
 def _check_run(recipe: LearnRecipe, asked: list[str]) -> None:
