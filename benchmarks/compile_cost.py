@@ -142,6 +142,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path)
     parser.add_argument("--tiles", type=Path)
+    parser.add_argument("--name", help="of --model, in the table")
     parser.add_argument("--gigabytes", type=float, nargs="*", default=[])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()))
@@ -153,14 +154,14 @@ def main() -> None:
     rows: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
         scratch = Path(folder)
-        if options.model is not None:
-            row = measure(options.model, options.tiles, scratch, options.rounds)
-            rows[options.model.name] = row
-            print(_line(options.model.name, row), flush=True)
         for size in options.gigabytes:
-            name = f"Llama-shaped, {size:g} GB"
-            rows[name] = _synthetic(size, scratch, options)
-    write_result(options.result, rows)
+            rows[f"Llama-shaped, {size:g} GB"] = _synthetic(size, scratch, options)
+            write_result(options.result, rows)
+        if options.model is not None:
+            name = options.name or options.model.name
+            rows[name] = measure(options.model, options.tiles, scratch, options.rounds)
+            print(_line(name, rows[name]), flush=True)
+            write_result(options.result, rows)
 
 
 def _synthetic(size: float, scratch: Path, options: argparse.Namespace) -> dict[str, Any]:

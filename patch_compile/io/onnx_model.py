@@ -227,7 +227,8 @@ class FileRows:
                     f"data file '{self.path}' | ended at row {start} of a weight; it was cut "
                     "short while it was read; restore it"
                 )
-            if hasattr(os, "posix_fadvise"):
+            # Of no bytes the system would take all that follow.
+            if array.size and hasattr(os, "posix_fadvise"):
                 # The disk reads the next strip while this one is worked on.
                 os.posix_fadvise(
                     file.fileno(), at + array.nbytes, array.nbytes, os.POSIX_FADV_WILLNEED
@@ -237,7 +238,7 @@ class FileRows:
 
 def _filled(file: io.FileIO, array: NDArray[Any]) -> int:
     """Reads into an array until it is full or the file ends; the number of bytes."""
-    left = memoryview(array.reshape(-1).view(np.uint8))
+    left = array.reshape(-1).view(np.uint8).data
     while left and (count := file.readinto(left)):
         left = left[count:]
     return array.nbytes - len(left)
