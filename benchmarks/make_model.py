@@ -106,7 +106,7 @@ class _Graph:
     def constant(self, tensor: ir.TensorProtocol) -> ir.Value:
         value = ir.Value(
             name=tensor.name,
-            shape=ir.Shape(list(tensor.shape)),
+            shape=ir.Shape([int(size) for size in tensor.shape.numpy()]),
             type=ir.TensorType(tensor.dtype),
         )
         value.const_value = tensor

@@ -41,7 +41,7 @@ def infer_masks(
     """
     made: dict[str, WeightMask] = {}
     with ThreadPoolExecutor(_WORKERS) as pool:
-        for mask in pool.map(lambda named: infer_mask(*named, geometry), weights):
+        for mask in pool.map(lambda named: infer_mask(named[0], named[1], geometry), weights):
             made[mask.name] = mask
             if progress is not None:
                 progress(len(made), len(weights), "inferring masks")

@@ -31,7 +31,7 @@ class Slot:
 
     def placed(self, folder: Path) -> ir.ExternalTensor:
         """Returns the tensor as it lies there."""
-        shape = ir.Shape(list(self.tensor.shape))
+        shape = ir.Shape([int(size) for size in self.tensor.shape.numpy()])
         return ir.ExternalTensor(
             self.file,
             self.offset,

@@ -90,8 +90,11 @@ def _save_arrays(masks: Masks, path: Path) -> str:
 
 def _arrays(mask: WeightMask) -> Iterator[LazyArray]:
     n, k = mask.shape
-    tiles = {"dense": (np.uint8, mask.dense), "scores": (np.float32, mask.scores)}
-    tiles["ties"] = (np.int32, mask.ties)
+    tiles: dict[str, tuple[Any, NDArray[Any] | None]] = {
+        "dense": (np.uint8, mask.dense),
+        "scores": (np.float32, mask.scores),
+        "ties": (np.int32, mask.ties),
+    }
     yield LazyArray(f"{mask.name}.keep", np.uint8, (n, -(-k // 8)), mask.bits)
     for what, (dtype, array) in tiles.items():
         if array is not None:

@@ -5,6 +5,7 @@ weights without keeping a whole file mapped, so that resident memory does not gr
 model. `save_model` writes.
 """
 
+import io
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -217,15 +218,30 @@ class FileRows:
     def __getitem__(self, rows: slice, /) -> NDArray[Any]:
         """Reads consecutive rows into an array of the caller's own."""
         start, stop, _ = rows.indices(self.shape[0])
-        width = self.shape[1]
-        at = self.offset + start * width * self.dtype.itemsize
-        array = np.fromfile(self.path, self.dtype, (stop - start) * width, offset=at)
-        if array.size != (stop - start) * width:
-            raise ModelError(
-                f"data file '{self.path}' | ended at row {start} of a weight; it was cut "
-                "short while it was read; restore it"
-            )
-        return array.reshape(stop - start, width)
+        array = np.empty((max(0, stop - start), self.shape[1]), self.dtype)
+        at = self.offset + start * self.shape[1] * self.dtype.itemsize
+        with Path(self.path).open("rb", buffering=0) as file:
+            file.seek(at)
+            if _filled(file, array) < array.nbytes:
+                raise ModelError(
+                    f"data file '{self.path}' | ended at row {start} of a weight; it was cut "
+                    "short while it was read; restore it"
+                )
+            # Of no bytes the system would take all that follow.
+            if array.size and hasattr(os, "posix_fadvise"):
+                # The disk reads the next strip while this one is worked on.
+                os.posix_fadvise(
+                    file.fileno(), at + array.nbytes, array.nbytes, os.POSIX_FADV_WILLNEED
+                )
+        return array
+
+
+def _filled(file: io.FileIO, array: NDArray[Any]) -> int:
+    """Reads into an array until it is full or the file ends; the number of bytes."""
+    left = array.reshape(-1).view(np.uint8).data
+    while left and (count := file.readinto(left)):
+        left = left[count:]
+    return array.nbytes - len(left)
 
 
 class DerivedTensor(ir.LazyTensor):

@@ -22,7 +22,11 @@ from patch_compile.errors import InternalError, MaskError
 
 __all__ = ["LazyArray", "SafetensorsFile", "write_safetensors"]
 
-_DTYPES = {"U8": np.dtype(np.uint8), "F32": np.dtype("<f4"), "I32": np.dtype("<i4")}
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "U8": np.dtype(np.uint8),
+    "F32": np.dtype("<f4"),
+    "I32": np.dtype("<i4"),
+}
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,7 @@ class LazyArray:
     @property
     def nbytes(self) -> int:
         """Its size in the file."""
-        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+        return math.prod(self.shape) * int(np.dtype(self.dtype).itemsize)
 
 
 def write_safetensors(path: Path, arrays: Sequence[LazyArray]) -> str:
@@ -123,7 +127,7 @@ def write_safetensors(path: Path, arrays: Sequence[LazyArray]) -> str:
     Raises:
         OSError: if the file cannot be written.
     """
-    words = {np.dtype(dtype): word for word, dtype in _DTYPES.items()}
+    words = {dtype: word for word, dtype in _DTYPES.items()}
     # As the library does: the widest elements first, so that every array is aligned.
     ordered = sorted(arrays, key=lambda array: (-np.dtype(array.dtype).itemsize, array.name))
     header, at = {}, 0

@@ -101,7 +101,7 @@ class SlotWriter:
         elif isinstance(slot.tensor, ir.ExternalTensor):
             self._copy(slot.tensor, slot, file)
         else:
-            slot.tensor.tofile(file)
+            _write_made(slot.tensor, file)
             self._count(slot.tensor.nbytes, slot.file)
 
     def _put(self, block: NDArray[Any], name: str, file: BinaryIO) -> None:
@@ -158,6 +158,13 @@ def _strips(
     for start in range(0, height, step):
         stop = min(start + step, height)
         yield start, stop, {key: each[start:stop] for key, each in rows.items()}
+
+
+def _write_made(tensor: ir.TensorProtocol, file: BinaryIO) -> None:
+    if isinstance(tensor, ir.Tensor | ir.LazyTensor):
+        tensor.tofile(file)
+    else:
+        file.write(tensor.tobytes())
 
 
 def _copied(
