@@ -18,6 +18,7 @@ from patch_compile.io.onnx_model import external_files, load_model, save_model
 from patch_compile.masking import bind_masks, shapes
 from patch_compile.page.render import page_of
 from patch_compile.passes.jobs import Jobs, jobs_of
+from patch_compile.passes.legal import check_whole
 from patch_compile.passes.pipeline import inline, lower, node_names, value_names
 from patch_compile.passes.precision import cast_model
 from patch_compile.passes.sites import COMPILED_ALREADY, STAMP
@@ -184,6 +185,7 @@ def _planned(
 ) -> tuple[Compiled, Jobs]:
     graph = model if isinstance(model, ir.Model) else load_model(Path(model))
     _check_opset(graph)
+    check_whole(graph)
     if recipe.dtype is not None:
         inline(graph)
         graph = cast_model(graph, recipe.dtype)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from patch_compile.errors import ModelError, RuntimeUnavailable
+from patch_compile.parsing import parse_json
 from patch_compile.recipe import BuildRecipe
 from patch_compile.runtimes.evidence import Evidence
 from patch_compile.runtimes.gpu import Gpu
@@ -122,7 +123,7 @@ def check_engine(
 
 def _read_facts(engine: Path) -> dict[str, Any]:
     try:
-        facts = json.loads(facts_file(engine).read_text("utf-8"))
+        facts = parse_json(facts_file(engine).read_text("utf-8"))
         engine.stat()
     except (OSError, ValueError) as error:
         raise ModelError(

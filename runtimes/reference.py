@@ -29,6 +29,7 @@ from patch_compile.runtimes.onnxruntime import (
     session_options,
     start_session,
 )
+from patch_compile.runtimes.providers import type_name
 
 __all__ = ["MaskedTensor", "open_reference"]
 
@@ -147,8 +148,9 @@ def _named(tensors: dict[str, TensorProto], name: str) -> TensorProto:
             "verify against the model that was compiled"
         )
     if tensor.data_type not in _FLOATS:
-        kind = TensorProto.DataType.Name(tensor.data_type)
-        raise ModelError(f"weight '{name}' | is {kind}; expected FLOAT, FLOAT16 or BFLOAT16")
+        raise ModelError(
+            f"weight '{name}' | is {type_name(tensor.data_type)}; expected FLOAT, FLOAT16 or BFLOAT16"
+        )
     return tensor
 
 

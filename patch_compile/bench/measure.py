@@ -6,7 +6,6 @@ second session of the dense model shows what two equal models differ by here and
 noise.
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -24,6 +23,7 @@ from patch_compile.bench.statistics import (
     ratio_interval,
 )
 from patch_compile.errors import ModelError, RecipeError
+from patch_compile.parsing import DAMAGE, parse_json
 from patch_compile.recipe import BenchRecipe
 
 if TYPE_CHECKING:
@@ -181,9 +181,9 @@ def _predictions(compiled: Path, tokens: int) -> dict[str, float]:
     if not path.is_file():
         return {}
     try:
-        entries = json.loads(path.read_text("utf-8")).get("predicted", ())
+        entries = parse_json(path.read_text("utf-8")).get("predicted", ())
         return {str(e["target"]): float(e["ratio"]) for e in entries if e["tokens"] == tokens}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except DAMAGE as error:
         raise ModelError(
             f"report '{path}' | holds no predictions that can be read: {error}; compile again"
         ) from error

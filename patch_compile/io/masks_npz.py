@@ -5,7 +5,6 @@ Both hold one `np.packbits` array a weight, high bit first, of the flat keep mas
 in features. Neither stores a tile map: it is derived from a geometry. N, K: out, in features.
 """
 
-import json
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
 from patch_compile.errors import MaskError
+from patch_compile.parsing import parse_json
 from patch_compile.tiles.geometry import Geometry
 from patch_compile.tiles.inspect import group_counts
 from patch_compile.tiles.masks import Masks
@@ -31,8 +32,9 @@ __all__ = ["derive_tile_map", "read_masks_npz"]
 InFeatures = Callable[[str], int | None]
 Wanted = Callable[[list[str]], list[str]]
 
-# What a damaged archive makes numpy, zipfile and zlib raise: MemoryError for a header that
-# claims a vast array, the last two for a method or an encryption that zipfile does not know.
+# What a damaged archive makes numpy, zipfile and zlib raise: MemoryError and OverflowError for
+# a header that claims a vast array, TokenError for one that is no Python, the last two for a
+# method or an encryption that zipfile does not know.
 _DAMAGE = (
     OSError,
     ValueError,
@@ -40,6 +42,8 @@ _DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
     MemoryError,
+    OverflowError,
+    TokenError,
     NotImplementedError,
     RuntimeError,
 )
@@ -147,7 +151,7 @@ def _parameter(name: str) -> str:
 def _meta(path: Path, archive: _Archive) -> dict[str, Any]:
     text = str(archive["__meta__"][()])
     try:
-        meta = json.loads(text)
+        meta = parse_json(text)
     except ValueError as error:
         raise MaskError(f"masks '{path}' | '__meta__' is no JSON: {error}") from error
     return dict(meta) if isinstance(meta, dict) else {"meta": meta}

@@ -12,6 +12,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from patch_compile.parsing import parse_json
+
 __all__ = [
     "LOWERINGS",
     "BlockLowering",
@@ -264,7 +266,7 @@ class Plan:
     @classmethod
     def from_json(cls, text: str) -> "Plan":
         """Reads what `to_json` wrote; version 1 had no groups."""
-        data = json.loads(text)
+        data = parse_json(text)
         return cls(
             tuple(WeightPlan.from_json(entry) for entry in data["weights"]),
             tuple(GroupPlan.from_json(entry) for entry in data.get("groups", ())),
