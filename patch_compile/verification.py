@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patch_compile._require import require
+from patch_compile.errors import RecipeError
 from patch_compile.expected import masked_tensors, recipe_beside
 from patch_compile.papers import add_to_report
 from patch_compile.recipe import VerifyRecipe
@@ -87,9 +88,12 @@ def verify(
     Raises:
         ModelError: a model cannot be read or run.
         MaskError: the masks do not belong to the model.
+        RecipeError: there is a tokenizer and no text, or the text is too short.
         RuntimeUnavailable: onnxruntime is missing.
     """
     recipe = recipe or VerifyRecipe()
+    if tokenizer is not None and data is None:
+        raise RecipeError("tokenizer | has no text to turn into tokens; give --data as well")
     model, compiled = Path(model), Path(compiled)
     text = None if data is None else Path(data)
     words = Path(tokenizer or model.parent / "tokenizer.json")

@@ -23,6 +23,7 @@ from patch_compile.bench.statistics import (
     ratio_interval,
 )
 from patch_compile.errors import ModelError, RecipeError
+from patch_compile.io.atomic import check_writable
 from patch_compile.parsing import DAMAGE, parse_json
 from patch_compile.recipe import BenchRecipe
 
@@ -105,7 +106,7 @@ def _opened(
     timing = require("patch_compile.runtimes.timing", "cpu")
     folder = None if cache is None else Path(cache)
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
+        check_writable(folder)
     models: dict[str, TimedModel] = {}
     with ExitStack() as stack:
         for done, (name, path) in enumerate(paths.items()):

@@ -52,6 +52,7 @@ _LOADERS: dict[str, Callable[[str], Any]] = {
 # A verb's table of lists of words, and room to spare.
 _LEVELS = 6
 _MOST = 10_000
+_MOST_BYTES = 2**20
 _PLAIN = (str, bool, int, float, list, dict, type(None))
 
 # They are needed before a file can be read, or would be lost in it.
@@ -68,6 +69,10 @@ def config_reader(path: Path) -> Dict:
     if path.suffix not in _LOADERS or not path.is_file():
         kinds = ", ".join(_LOADERS)
         raise RecipeError(f"config '{path}' | is no file of kind {kinds}; check its path")
+    if path.stat().st_size > _MOST_BYTES:
+        raise RecipeError(
+            f"config '{path}' | has {path.stat().st_size} bytes; expected at most {_MOST_BYTES}"
+        )
     try:
         options = _LOADERS[path.suffix](path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:

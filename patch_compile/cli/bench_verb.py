@@ -14,7 +14,7 @@ from patch_compile.bench.statistics import Interval
 from patch_compile.cli.console import out, progress_bar, say
 from patch_compile.cli.tables import plain_table
 from patch_compile.errors import RecipeError
-from patch_compile.io.atomic import write_text
+from patch_compile.io.atomic import check_writable, write_text
 from patch_compile.recipe import BenchRecipe
 
 __all__ = ["bench"]
@@ -52,6 +52,9 @@ def bench(
     """
     if plot is not None:
         check_plot(plot)
+    for written in (output, plot):
+        if written is not None:
+            check_writable(written.parent)
     named = dict(_named(text) for text in baseline)
     with progress_bar() as progress:
         found = bench_models(

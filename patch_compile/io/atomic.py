@@ -13,7 +13,14 @@ from patch_compile.errors import ModelError
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["locked_folder", "stage_text", "staged_folder", "write_bytes", "write_text"]
+__all__ = [
+    "check_writable",
+    "locked_folder",
+    "stage_text",
+    "staged_folder",
+    "write_bytes",
+    "write_text",
+]
 
 _RANKS = {".onnx": 1, ".json": 2, ".html": 3}
 
@@ -79,6 +86,18 @@ def locked_folder(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def check_writable(folder: Path) -> None:
+    """Makes `folder` if it is missing, and refuses one that cannot be written.
+
+    For what is written at the end of long work: the hour is not lost.
+
+    Raises:
+        ModelError: if nothing can be written there.
+    """
+    with staged_folder(folder):
+        pass
 
 
 def write_bytes(path: Path, data: bytes) -> None:
