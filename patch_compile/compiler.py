@@ -4,7 +4,7 @@ N: out features. K: in features.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from patch_compile.digest_check import check_digests
 from patch_compile.errors import InternalError, MaskError, ModelError
 from patch_compile.io.atomic import stage_text, staged_folder
 from patch_compile.io.onnx_model import external_files, load_model, save_model
+from patch_compile.io.unchanged import Signature, check_unchanged, signatures
 from patch_compile.masking import bind_masks, shapes
 from patch_compile.page.render import page_of
 from patch_compile.passes.jobs import Jobs, jobs_of
@@ -76,10 +77,12 @@ class Compiled(Planned):
     Attributes:
         model: the graph; its weights still lie in the input's files.
         source: the .onnx file it was read from, if it was.
+        read: that file and those of its weights, as they were when they were opened.
     """
 
     model: ir.Model
     source: Path | None
+    read: Mapping[Path, Signature] = field(default_factory=dict)
 
     def save(self, folder: str | Path, progress: Progress | None = None) -> Path:
         """Writes compiled.onnx, its data, its plan and its reports, all or nothing.
@@ -93,8 +96,8 @@ class Compiled(Planned):
             The path of compiled.onnx.
 
         Raises:
-            ModelError: if the folder cannot be written, the disk is full, or the model's
-                own files would be overwritten.
+            ModelError: if the folder cannot be written, the disk is full, the model's own
+                files would be overwritten, or were changed since they were opened.
         """
         folder = Path(folder)
         self._refuse_own_files(folder)
@@ -105,6 +108,7 @@ class Compiled(Planned):
             stage_text(stage / "plan.json", plan)
             stage_text(stage / "report.json", report)
             stage_text(stage / "report.html", page)
+            check_unchanged(self.read)
         return folder / COMPILED
 
     def _refuse_own_files(self, folder: Path) -> None:
@@ -183,7 +187,10 @@ def _planned(
     recipe: CompileRecipe,
     progress: Progress | None,
 ) -> tuple[Compiled, Jobs]:
+    source = None if isinstance(model, ir.Model) else Path(model)
+    opened = {} if source is None else signatures([source])
     graph = model if isinstance(model, ir.Model) else load_model(Path(model))
+    opened |= signatures(external_files(graph))
     _check_opset(graph)
     check_whole(graph)
     if recipe.dtype is not None:
@@ -222,7 +229,6 @@ def _planned(
         groups=group_reports(plan),
         target=target_facts(cost),
     )
-    source = None if isinstance(model, ir.Model) else Path(model)
     plan = replace(plan, predicted=report.predicted)
     aliases = {alias: job for job in jobs.values() for alias in job.aliases}
     all_jobs = Jobs(
@@ -233,7 +239,7 @@ def _planned(
         groups,
         graph.opset_imports.get("", _OPSET),
     )
-    return Compiled(plan, report, graph, source), all_jobs
+    return Compiled(plan, report, graph, source, opened), all_jobs
 
 
 def _inputs(model: str | Path | ir.Model, masks: str | Path | Masks) -> dict[str, str]:

@@ -20,6 +20,7 @@ from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
 from patch_compile.errors import MaskError
+from patch_compile.io.unchanged import Signature, signature
 from patch_compile.parsing import parse_json
 from patch_compile.tiles.geometry import Geometry
 from patch_compile.tiles.inspect import group_counts
@@ -48,6 +49,13 @@ _DAMAGE = (
     RuntimeError,
 )
 
+# TensorRT takes no tensor of more elements, and no matrix of a language model has as many: an
+# archive of a few megabytes that claims more is a bomb.
+_MOST_WEIGHTS = 2**31 - 1
+_MOST_META = 2**20
+# What the .npy format puts before the data.
+_HEADER = 2**17
+
 _SHAPE = ".__shape__"
 _MASKLLM = ".mask"
 
@@ -75,11 +83,21 @@ def read_masks_npz(
 
 @dataclass(frozen=True)
 class _Archive:
-    """An open .npz file; every read of it may find damage."""
+    """An open .npz file; every read of it may find damage.
+
+    Attributes:
+        arrays: read when they are asked for.
+        sizes: bytes of every member once it is unpacked, by its name in the archive.
+    """
 
     arrays: Mapping[str, Any]
+    sizes: Mapping[str, int]
 
     def __getitem__(self, key: str) -> NDArray[Any]:
+        size = self.sizes.get(f"{key}.npy", self.sizes.get(key, 0))
+        most = _MOST_META if key == "__meta__" else _MOST_WEIGHTS // 8 + 1
+        if size > most + _HEADER:
+            raise ValueError(f"'{key}' unpacks to {size} bytes; expected {most} at most")
         array = self.arrays[key]
         # numpy hands out members that are no .npy file as bytes.
         if not isinstance(array, np.ndarray):
@@ -95,7 +113,10 @@ def _opened(path: Path) -> Iterator[_Archive]:
             if not isinstance(loaded, NpzFile):
                 raise ValueError("it holds one array, not an archive of them")  # noqa: TRY004
             with loaded:
-                yield _Archive(loaded)
+                members = zipfile.ZipFile(file).infolist()
+                yield _Archive(
+                    loaded, {member.filename: member.file_size for member in members}
+                )
     except _DAMAGE as error:
         raise MaskError(f"masks '{path}' | are no safe .npz file: {error}") from error
 
@@ -164,7 +185,13 @@ def _patch_shape(archive: _Archive, name: str) -> tuple[int, int]:
         raise MaskError(
             f"weight '{name}' | '{_SHAPE}' is {shape.dtype} {value}; expected (N, K)"
         )
-    return int(shape[0]), int(shape[1])
+    n, k = int(shape[0]), int(shape[1])
+    if n * k > _MOST_WEIGHTS:
+        raise MaskError(
+            f"weight '{name}' | '{_SHAPE}' is {(n, k)}; expected at most {_MOST_WEIGHTS} "
+            "weights; the file is damaged"
+        )
+    return n, k
 
 
 def _maskllm_shape(
@@ -200,11 +227,15 @@ def _mask(
     keep = _keep(name, archive[key], shape)
     grid = geometry.grid(shape)
     dense = derive_tile_map(name, keep, geometry)
-    bits = partial(_reread, path, name, key, shape)
+    bits = partial(_reread, path, name, key, shape, signature(path))
     return WeightMask(name, grid, dense, bits, geometry=str(geometry))
 
 
-def _reread(path: Path, name: str, key: str, shape: tuple[int, int]) -> NDArray[np.uint8]:
+def _reread(
+    path: Path, name: str, key: str, shape: tuple[int, int], opened: Signature
+) -> NDArray[np.uint8]:
+    if signature(path) != opened:
+        raise MaskError(f"masks '{path}' | were changed while being read; read them again")
     with _opened(path) as archive:
         return pack_keep(_keep(name, archive[key], shape))
 
