@@ -9,7 +9,7 @@ __all__ = ["DAMAGE", "parse_json"]
 # What comes out of a reader that meets data of another form than it expects.
 DAMAGE = (OSError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError)
 
-# Nothing of ours is nested deeper than 10; what is cannot be written again without a deep stack.
+# Nothing of ours is nested deeper than 10, and writing deep data again needs a deep stack.
 _DEPTH = 64
 
 

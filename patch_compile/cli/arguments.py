@@ -69,9 +69,10 @@ def config_reader(path: Path) -> Dict:
     if path.suffix not in _LOADERS or not path.is_file():
         kinds = ", ".join(_LOADERS)
         raise RecipeError(f"config '{path}' | is no file of kind {kinds}; check its path")
-    if path.stat().st_size > _MOST_BYTES:
+    size = path.stat().st_size
+    if size > _MOST_BYTES:
         raise RecipeError(
-            f"config '{path}' | has {path.stat().st_size} bytes; expected at most {_MOST_BYTES}"
+            f"config '{path}' | has {size} bytes; expected {_MOST_BYTES} at most"
         )
     try:
         options = _LOADERS[path.suffix](path.read_text("utf-8"))

@@ -70,9 +70,9 @@ def _stage(target: Path) -> Path:
 
 
 def _unwritable(target: Path, error: OSError) -> ModelError:
-    space = "free some space or " if error.errno in _DISK else ""
+    mend = "free some space or choose another" if error.errno in _DISK else "choose another"
     return ModelError(
-        f"output folder '{target}' | cannot be written: {error.strerror}; {space}choose another"
+        f"output folder '{target}' | cannot be written: {error.strerror}; {mend}"
     )
 
 
