@@ -5,7 +5,6 @@ error or kills the process. So each place where a run can be cut short is tried,
 a clock happens to hit.
 """
 
-import errno
 import io
 import os
 import resource
@@ -28,7 +27,7 @@ class _Saboteur:
 
     folder: str = ""
     at: int = 0
-    strike: Callable[[], None] = field(default=lambda: None)
+    strike: Callable[[str], None] = field(default=lambda _: None)
     seen: int = 0
     installed: bool = False
 
@@ -41,13 +40,14 @@ class _Saboteur:
             return
         if event == "open" and not _writes(arguments[2]):
             return
-        if os.fsdecode(arguments[0]).startswith(self.folder):
+        path = os.fsdecode(arguments[0])
+        if path.startswith(self.folder):
             self.seen += 1
             if self.seen == self.at:
-                self.strike()
+                self.strike(path)
 
     @contextmanager
-    def watching(self, folder: Path, at: int, strike: Callable[[], None]) -> Iterator[None]:
+    def watching(self, folder: Path, at: int, strike: Callable[[str], None]) -> Iterator[None]:
         if not self.installed:
             sys.addaudithook(self.hook)
             self.installed = True
@@ -113,8 +113,8 @@ def failures(
         number: of the error, as `errno.ENOSPC`.
     """
 
-    def strike() -> None:
-        raise OSError(number, os.strerror(number), "a file")
+    def strike(path: str) -> None:
+        raise OSError(number, os.strerror(number), path)
 
     for step in count(1):
         folder = fresh()
@@ -134,7 +134,7 @@ def crashes(
     The caller's process must have one thread alone, for it forks.
     """
 
-    def strike() -> None:
+    def strike(_: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     for step in count(1):
@@ -163,6 +163,3 @@ def file_limit(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-FULL = errno.ENOSPC

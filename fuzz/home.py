@@ -17,7 +17,7 @@ from patch_compile.cli.main import run
 from patch_compile.io.masks_file import save_masks
 from patch_compile.piece_sites import find_pieces
 from patch_compile.recipe import BuildRecipe
-from patch_compile.runtimes.engine_file import write_facts
+from patch_compile.runtimes.engine_file import sha256_of, write_facts
 from patch_compile.runtimes.evidence import Evidence
 from patch_compile.tiles.masks import Masks
 from patch_compile.tiles.weight_mask import WeightMask
@@ -93,7 +93,7 @@ def _write_results(compiled: Path, folder: Path) -> None:
     pieces = [vars(site) for site in sites]
     entry = {
         "name": "compiled",
-        "sha256": "0" * 64,
+        "sha256": sha256_of(compiled),
         "nodes": nodes,
         "pieces": pieces,
         "symbols": {"batch": 1, "sequence": 16},

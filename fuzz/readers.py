@@ -166,14 +166,6 @@ def _restoring(folder: Path) -> None:
     path.write_text(json.dumps(report), "utf-8")
 
 
-def _of_this_model(folder: Path) -> None:
-    path = folder / "results" / "manifest.json"
-    manifest = json.loads(path.read_text("utf-8"))
-    model = (folder / "out" / "compiled.onnx").read_bytes()
-    manifest["models"][0]["sha256"] = sha256(model).hexdigest()
-    path.write_text(json.dumps(manifest), "utf-8")
-
-
 def _text(name: str) -> Callable[[Path], object]:
     return lambda folder: list(read_file(folder / name))
 
@@ -253,7 +245,6 @@ READERS: tuple[Reader, ...] = (
         "out/report.json",
         _JSON,
         _cli("results", "@results", "--into", "@out/compiled.onnx"),
-        _of_this_model,
     ),
     Reader("latency table", "table.json", _JSON, _call(_table)),
     _config("config.json", damage_json),

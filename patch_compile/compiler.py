@@ -17,6 +17,7 @@ from patch_compile.io.atomic import stage_text, staged_folder
 from patch_compile.io.onnx_model import external_files, load_model, save_model
 from patch_compile.io.unchanged import Signature, check_unchanged, signatures
 from patch_compile.masking import bind_masks, shapes
+from patch_compile.names import written
 from patch_compile.page.render import page_of
 from patch_compile.passes.jobs import Jobs, jobs_of
 from patch_compile.passes.legal import check_whole
@@ -245,7 +246,7 @@ def _planned(
 def _inputs(model: str | Path | ir.Model, masks: str | Path | Masks) -> dict[str, str]:
     """The names of what was read; their folders are nobody's business."""
     given = {"model": model, "masks": masks}
-    return {word: Path(x).name for word, x in given.items() if isinstance(x, str | Path)}
+    return {word: written(x) for word, x in given.items() if isinstance(x, str | Path)}
 
 
 def _check_opset(model: ir.Model) -> None:

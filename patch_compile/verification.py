@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from patch_compile._require import require
 from patch_compile.errors import RecipeError
 from patch_compile.expected import masked_tensors, recipe_beside
+from patch_compile.names import written
 from patch_compile.papers import add_to_report
 from patch_compile.recipe import VerifyRecipe
 from patch_compile.tiles.masks import Masks
@@ -100,7 +101,7 @@ def verify(
     found = _found(model, compiled, masks, recipe, text, words, progress)
     facts = {
         **found.to_json(),
-        "data": None if text is None else text.name,
+        "data": None if text is None else written(text),
         "recipe": asdict(recipe),
     }
     add_to_report(compiled, lambda report: {**report, "verification": facts})

@@ -148,9 +148,8 @@ def _named(tensors: dict[str, TensorProto], name: str) -> TensorProto:
             "verify against the model that was compiled"
         )
     if tensor.data_type not in _FLOATS:
-        raise ModelError(
-            f"weight '{name}' | is {type_name(tensor.data_type)}; expected FLOAT, FLOAT16 or BFLOAT16"
-        )
+        kind = type_name(tensor.data_type)
+        raise ModelError(f"weight '{name}' | is {kind}; expected FLOAT, FLOAT16 or BFLOAT16")
     return tensor
 
 

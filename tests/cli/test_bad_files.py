@@ -1,4 +1,4 @@
-"""Every verb refuses in one line a file that is missing, empty, something else, or a folder."""
+"""Every verb refuses in one line a file that is missing, empty, garbage, or a folder."""
 
 import shutil
 from collections.abc import Callable

@@ -15,10 +15,12 @@ from tests.support import said
 
 def test_bomb_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
     path = tmp_path / "mask.npz"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        with archive.open("w.mask.npy", "w", force_zip64=True) as member:
-            for _ in range(300):
-                member.write(bytes(2**20))
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("w.mask.npy", "w", force_zip64=True) as member,
+    ):
+        for _ in range(300):
+            member.write(bytes(2**20))
     assert path.stat().st_size < 2**19
     with pytest.raises(MaskError) as caught:
         read_masks_npz(path, Geometry.parse("8x8"), lambda _: 8)
