@@ -17,7 +17,8 @@ from zipfile import BadZipFile
 from google.protobuf.message import DecodeError
 
 from fuzz.guard import watched
-from fuzz.home import quiet_run
+from fuzz.home import make_home, quiet_run
+from fuzz.learning import STEP, encode, make_learned, resume
 from fuzz.mutations import (
     Damage,
     Pick,
@@ -40,7 +41,7 @@ from patch_compile.runtimes.gpu import Gpu
 from patch_compile.runtimes.providers import Declared
 from patch_compile.targets.table import Table
 
-__all__ = ["READERS", "Outcome", "Reader", "damaged", "run_case"]
+__all__ = ["READERS", "Outcome", "Reader", "damaged", "make_whole_home", "run_case"]
 
 Outcome = Literal["read", "refused"]
 Act = Callable[[Path], Outcome]
@@ -64,6 +65,13 @@ class Reader:
     damages: tuple[Damage, ...]
     act: Act
     settle: Callable[[Path], None] | None = None
+
+
+def make_whole_home(folder: Path) -> Path:
+    """A folder with a valid file for every reader."""
+    make_home(folder)
+    make_learned(folder)
+    return folder
 
 
 def damaged(reader: Reader, clean: bytes, pick: Pick) -> bytes:
@@ -252,5 +260,9 @@ READERS: tuple[Reader, ...] = (
     _config("config.toml", damage_lines),
     Reader("text.txt", "text.txt", (damage_bytes,), _call(_text("text.txt"))),
     Reader("text.jsonl", "text.jsonl", _JSON, _call(_text("text.jsonl"))),
+    Reader("run/state.json", "run/state.json", _JSON, _call(resume)),
+    Reader("run/log.csv", "run/log.csv", (damage_lines,), _call(resume)),
+    Reader(f"run/{STEP}", f"run/{STEP}", (damage_safetensors,), _call(resume)),
+    Reader("tokenizer.json", "tokenizer.json", _JSON, _call(encode)),
     Reader("task file", "tasks/piqa.jsonl", (damage_lines,), _call(_tasks)),
 )

@@ -17,8 +17,7 @@ from tempfile import TemporaryDirectory
 import atheris
 
 with atheris.instrument_imports(include=["patch_compile"]):
-    from fuzz.home import make_home
-    from fuzz.readers import READERS, Reader, damaged, run_case
+    from fuzz.readers import READERS, Reader, damaged, make_whole_home, run_case
 
 __all__ = ["Campaign", "campaign"]
 
@@ -71,7 +70,7 @@ def _inside(reader: Reader, seconds: int) -> None:
     """Runs libFuzzer in this process, which it ends."""
     _FINDINGS.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory() as place:
-        home = make_home(Path(place) / "home")
+        home = make_whole_home(Path(place) / "home")
         corpus = Path(place) / "corpus"
         corpus.mkdir()
         (corpus / "valid").write_bytes((home / reader.file).read_bytes())
@@ -100,7 +99,7 @@ def _inside(reader: Reader, seconds: int) -> None:
 
 def _replay(reader: Reader, data: bytes) -> None:
     with TemporaryDirectory() as place:
-        print(run_case(reader, make_home(Path(place) / "home"), data))
+        print(run_case(reader, make_whole_home(Path(place) / "home"), data))
 
 
 def main() -> int:

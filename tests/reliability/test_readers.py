@@ -10,9 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fuzz.guard import Forbidden, bounded, watched
-from fuzz.home import make_home
 from fuzz.mutations import Pick
-from fuzz.readers import READERS, Reader, damaged, run_case
+from fuzz.readers import READERS, Reader, damaged, make_whole_home, run_case
 
 # What a case may take: this machine may be busy.
 SECONDS, BYTES = 120, 3 * 2**30
@@ -20,7 +19,7 @@ SECONDS, BYTES = 120, 3 * 2**30
 
 @pytest.fixture(scope="session")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_home(tmp_path_factory.mktemp("fuzz") / "home")
+    return make_whole_home(tmp_path_factory.mktemp("fuzz") / "home")
 
 
 @pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.name)
