@@ -32,7 +32,12 @@ from fuzz.readers import READERS, Reader, damaged, make_whole_home, run_case  # 
 RESULTS = ROOT / "benchmarks" / "results" / "reliability.json"
 PAGE = ROOT / "docs" / "reliability.md"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
-TESTS = ("tests/reliability", "tests/cli/test_bad_files.py")
+TESTS = (
+    "tests/reliability/test_failures.py",
+    "tests/reliability/test_models.py",
+    "tests/reliability/test_readers.py",
+    "tests/cli/test_bad_files.py",
+)
 SECONDS, BYTES = 120, 3 * 2**30
 
 
@@ -87,14 +92,16 @@ def guided(seconds: int) -> list[dict[str, object]]:
     for reader in READERS:
         rows.append(asdict(campaign(reader, seconds)))
         print(rows[-1], file=sys.stderr)
+        # It is long: what was found stays when it is stopped.
+        _save("atheris", rows)
     return rows
 
 
-def tested() -> dict[str, dict[str, int]]:
-    """Counts the outcomes of every test function over its parameters."""
+def tested(paths: Sequence[str]) -> dict[str, dict[str, int]]:
+    """Counts the outcomes of every test function over its parameters; others stay."""
     with TemporaryDirectory() as place:
         report = Path(place) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:randomly", *TESTS]
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:randomly", *paths]
         subprocess.run([*command, f"--junitxml={report}"], cwd=ROOT, check=False)
         cases = ElementTree.parse(report).iter("testcase")
         counts: dict[str, Counter[str]] = {}
@@ -102,7 +109,18 @@ def tested() -> dict[str, dict[str, int]]:
             name = case.attrib["name"].partition("[")[0]
             outcome = next((child.tag for child in case if child.tag in _BAD), "passed")
             counts.setdefault(name, Counter())[outcome] += 1
-    return {name: dict(count) for name, count in counts.items()}
+    return {**_before().get("tests", {}), **{n: dict(count) for n, count in counts.items()}}
+
+
+def _save(part: str, measured: object) -> None:
+    # Read late: parts may be measured side by side.
+    text = json.dumps({**_before(), part: measured}, indent=1)
+    RESULTS.write_text(f"{text}\n", "utf-8")
+
+
+def _before() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
+    return found
 
 
 _BAD = ("failure", "error", "skipped")
@@ -143,21 +161,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--cases", type=int, default=200, help="of each reader")
     parser.add_argument("--seconds", type=int, default=20, help="of atheris for each reader")
     parser.add_argument("--part", choices=["tests", "atheris", "readers"], help="only this")
+    parser.add_argument("--tests", nargs="+", default=list(TESTS), help="files of tests")
     given = parser.parse_args(arguments)
     parts = {
-        "tests": tested,
+        "tests": lambda: tested(given.tests),
         "atheris": lambda: guided(given.seconds),
         "readers": lambda: readers(given.cases),
     }
     for part, measure in parts.items():
         if given.part in (None, part):
             measured = measure()
-            # Read late: parts may be measured side by side.
-            before = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
-            RESULTS.write_text(
-                json.dumps({**before, part: measured}, indent=1) + "\n", "utf-8"
-            )
-    write_page(json.loads(RESULTS.read_text("utf-8")))
+            _save(part, measured)
+    write_page(_before())
     return 0
 
 
