@@ -135,13 +135,15 @@ def drawn(found: dict[str, Any]) -> str:
         total = row["read"] + row["refused"] + len(row["defects"])
         cells = (row["reader"], total, row["read"], row["refused"], len(row["defects"]))
         lines.append(f"| {' | '.join(map(str, cells))} | {row['slowest']:.1f} s |")
-    lines += ["", "| atheris over | cases | most memory | outcome |", "|---|---|---|---|"]
+    if "atheris" in found:
+        lines += ["", "| atheris over | cases | most memory | outcome |", "|---|---|---|---|"]
     for row in found.get("atheris", ()):
         verdict = "a finding" if row["failed"] else "held"
         lines.append(
             f"| {row['reader']} | {row['runs']} | {row['megabytes']} MB | {verdict} |"
         )
-    lines += ["", "| test | cases | held | skipped | failed |", "|---|---|---|---|---|"]
+    if "tests" in found:
+        lines += ["", "| test | cases | held | skipped | failed |", "|---|---|---|---|---|"]
     for name, count in found.get("tests", {}).items():
         bad = count.get("failure", 0) + count.get("error", 0)
         words = name.removeprefix("test_").replace("_", " ")
