@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import atheris
+import atheris  # pyright: ignore[reportMissingImports] # an extra of its own, `make fuzz`
 
 with atheris.instrument_imports(include=["patch_compile"]):
     from fuzz.readers import READERS, Reader, damaged, make_whole_home, run_case
