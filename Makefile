@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: env test check docs lowest lowest-learn demo slow golden clean
+.PHONY: env test check docs lowest lowest-learn demo slow fuzz reliability golden clean
 
 env: $(VENV)/.installed
 
@@ -65,6 +65,19 @@ lowest-learn: $(LOWEST)-learn/.installed
 
 demo: env $(VENV)/.smollm2
 	$(BIN)/patch-compile demo -o demo-out
+
+# Minutes of coverage-guided fuzzing for every reader; findings lie in build/fuzz.
+SECONDS ?= 60
+$(VENV)/.fuzz: $(VENV)/.installed
+	$(PIP) install -c constraints.txt --group fuzz
+	touch $@
+
+fuzz: $(VENV)/.fuzz
+	$(BIN)/python -m fuzz.run --seconds $(SECONDS)
+
+# What docs/reliability.md says, measured anew; about an hour.
+reliability: $(VENV)/.fuzz
+	$(BIN)/python scripts/reliability.py
 
 golden: env
 	$(BIN)/python -m pytest -q tests/passes --update-golden

@@ -1,11 +1,14 @@
-"""Predicates that every compiled graph must meet; a failure is a bug of ours."""
+"""Predicates that every compiled graph must meet; a failure is a bug of ours.
+
+Some of them a graph must meet before it is compiled: there a failure is the model's.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from patch_compile.errors import InternalError
+from patch_compile.errors import InternalError, ModelError
 from patch_compile.io.onnx_model import FLOAT_BITS, open_bits
 from patch_compile.passes.sites import ROLE, pieces
 from patch_compile.tiles.inspect import violations
@@ -14,6 +17,7 @@ __all__ = [
     "PREDICATES",
     "Interface",
     "check_legal",
+    "check_whole",
     "pieces_are_products",
     "same_interface",
     "sparse_pieces_are_24",
@@ -99,6 +103,36 @@ def check_legal(model: ir.Model, before: Interface) -> None:
     findings = [finding for predicate in PREDICATES for finding in predicate(model, before)]
     if findings:
         raise InternalError("compiled graph | " + "; ".join(findings))
+
+
+def named_interface(_: ir.Model, interface: Interface) -> Iterator[str]:
+    """Inputs and outputs have names, each its own."""
+    for word, names in (("input", interface.inputs), ("output", interface.outputs)):
+        if "" in names:
+            yield f"an {word} has no name"
+        twice = {name for name in names if name and names.count(name) > 1}
+        yield from (f"two {word}s are named '{name}'" for name in sorted(twice))
+
+
+def imported_opset(model: ir.Model, interface: Interface) -> Iterator[str]:
+    """The operators of the default domain have a version."""
+    known = dict(interface.opsets)
+    if "" not in known and any(node.domain == "" for node in model.graph):
+        yield f"no opset of the default domain is imported, only {known}"
+
+
+def check_whole(model: ir.Model) -> None:
+    """Refuses a model that no runtime would take, before anything is made of it.
+
+    Raises:
+        ModelError: with the first finding.
+    """
+    interface = Interface.of(model)
+    for predicate in (named_interface, imported_opset, unique_names):
+        for finding in predicate(model, interface):
+            raise ModelError(
+                f"model | is not whole: {finding}; expected a valid graph; export it again"
+            )
 
 
 def sparse_pieces_are_24(model: ir.Model) -> list[str]:

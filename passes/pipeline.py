@@ -1,9 +1,16 @@
 """The rewrite as onnx_ir passes: lower, tidy, check."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import onnx_ir as ir
-from onnx_ir.passes import InPlacePass, PassError, PassResult, Sequential
+from onnx_ir.passes import (
+    InPlacePass,
+    PassError,
+    PassResult,
+    PreconditionError,
+    Sequential,
+)
 from onnx_ir.passes.common import InlinePass, RemoveUnusedNodesPass
 from onnxscript.rewriter.pattern import RewriteRule, RewriteRuleSet
 
@@ -31,6 +38,10 @@ __all__ = [
     "node_names",
     "value_names",
 ]
+
+# A language model of 100 layers has some 20,000 nodes, and calls its functions 3 deep.
+_NODES = 100_000
+_CALLS = 32
 
 LOWERING_RULES: tuple[type[LoweringRule], ...] = (
     MaskDenseMatMul,
@@ -72,17 +83,49 @@ def inline(model: ir.Model) -> None:
     """Inlines model-local functions: the engine adds no initializers inside them.
 
     Raises:
-        ModelError: if a function was written for another opset than the model.
+        ModelError: if a function was written for another opset than the model, calls itself,
+            or grows beyond all measure.
     """
     if not model.functions:
         return
+    _check_growth(model)
     try:
         InlinePass()(model)
-    except (ValueError, PassError) as error:
+    except (ValueError, PassError, PreconditionError) as error:
         raise ModelError(
             f"model | its functions cannot be inlined: {error}; inline them with "
             "onnx.inliner, or export without functions"
         ) from error
+
+
+def _check_growth(model: ir.Model) -> None:
+    """A few functions that call each other twice make more nodes than any memory holds."""
+    sizes: dict[ir.OperatorIdentifier, int] = {}
+
+    def grown(nodes: Iterable[ir.Node], callers: tuple[ir.OperatorIdentifier, ...]) -> int:
+        total = 0
+        for node in nodes:
+            name = node.op_identifier()
+            if name in callers or len(callers) > _CALLS:
+                raise ModelError(
+                    f"model | its function '{node.op_type}' calls itself, or others more than "
+                    f"{_CALLS} deep; export without functions"
+                )
+            if name in model.functions and name not in sizes:
+                sizes[name] = grown(_nodes(model.functions[name]), (*callers, name))
+            total += sizes.get(name, 1)
+        return total
+
+    total = grown(_nodes(model.graph), ())
+    if total > _NODES:
+        raise ModelError(
+            f"model | its functions grow to {total} nodes; expected at most {_NODES}; export "
+            "without functions"
+        )
+
+
+def _nodes(graph: ir.Graph | ir.Function) -> Iterator[ir.Node]:
+    yield from ir.traversal.RecursiveGraphIterator(graph)
 
 
 def lower(model: ir.Model, jobs: Jobs) -> None:

@@ -68,6 +68,8 @@ def find_region(root: ir.Node) -> Region | Uncut | None:
             return None
     products = [leaf.producer() for leaf in leaves if _is_product(leaf)]
     found = tuple(node for node in products if node is not None)
+    if not found:
+        return None
     reasons = [
         *_kept_apart((*found, *nodes), root),
         *(_reads(leaf, features) for leaf in leaves),
@@ -75,7 +77,7 @@ def find_region(root: ir.Node) -> Region | Uncut | None:
     ]
     why = next((reason for reason in reasons if reason is not None), None)
     if why is not None:
-        return Uncut(found, why) if found else None
+        return Uncut(found, why)
     ordered = _in_order(root, (*found, *nodes))
     return Region(
         root,

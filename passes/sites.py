@@ -4,7 +4,7 @@ N: out features. K: in features. This walk is by hand because it asks which node
 which names their weights may carry; the rewrite engine answers only yes or no to a pattern.
 """
 
-import ast
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -48,6 +48,9 @@ STAMP = "patch_compile.masks"
 COMPILED_ALREADY = "already compiled"
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
+# A scope in the list, which is written as Python writes a list of strings. Not evaluated: a
+# graph may hold any text.
+_QUOTED = re.compile(r"['\"]([^'\"]*)['\"]")
 
 
 @dataclass(frozen=True)
@@ -206,7 +209,19 @@ def _refused(node: ir.Node, value: ir.Value, inside: bool) -> str | None:
         return f"has {len(tensor.shape)} axes, not 2"
     if 0 in tensor.shape.numpy():
         return f"has shape {tuple(tensor.shape.numpy())}"
-    return _gemm_refused(node) if node.op_type == "Gemm" else None
+    return _product_refused(node, tensor.dtype) or (
+        _gemm_refused(node) if node.op_type == "Gemm" else None
+    )
+
+
+def _product_refused(node: ir.Node, dtype: ir.DataType) -> str | None:
+    """No runtime takes such a product: it is not ours to mend."""
+    if node.inputs[0] is None or len(node.outputs) != 1:
+        return f"'{node.name}' lacks an operand or its result"
+    made = node.outputs[0].dtype
+    if made is not None and made != dtype:
+        return f"'{node.name}' is declared to make {made.name} of {dtype.name}"
+    return None
 
 
 def _gemm_refused(node: ir.Node) -> str | None:
@@ -231,11 +246,8 @@ def names_of(node: ir.Node, value: ir.Value) -> tuple[str, ...]:
 
 def _scope(node: ir.Node) -> str | None:
     """The module path that torch's dynamo exporter leaves on a node."""
-    try:
-        scopes = ast.literal_eval(node.metadata_props[_SCOPES])
-        return f"{scopes[-2]}.weight"
-    except (KeyError, ValueError, SyntaxError, IndexError, TypeError):
-        return None
+    scopes = _QUOTED.findall(node.metadata_props.get(_SCOPES, ""))
+    return f"{scopes[-2]}.weight" if len(scopes) > 1 else None
 
 
 def _from_initializer(name: str) -> str:

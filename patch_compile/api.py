@@ -14,6 +14,7 @@ from patch_compile._require import require
 from patch_compile.compiler import COMPILED
 from patch_compile.errors import RecipeError
 from patch_compile.joining import Joined, join
+from patch_compile.names import written
 from patch_compile.noting import note_engine
 from patch_compile.piece_sites import find_pieces
 from patch_compile.recipe import (
@@ -259,7 +260,9 @@ def build_engine(
     if Path(model).name == COMPILED:
         joined = join_engine(model, result, dense)
         asked = asdict(recipe)
-        note_engine(Path(model), result.path.name, result.sm, result.evidence, joined, asked)
+        note_engine(
+            Path(model), written(result.path), result.sm, result.evidence, joined, asked
+        )
     return result
 
 

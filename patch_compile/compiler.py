@@ -4,7 +4,7 @@ N: out features. K: in features.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -17,10 +17,13 @@ from patch_compile.io.atomic import stage_text, staged_folder
 from patch_compile.io.layout import drop_stale, is_data_of
 from patch_compile.io.onnx_model import external_files, load_model
 from patch_compile.io.save_model import save_model
+from patch_compile.io.unchanged import Signature, check_unchanged, signatures
 from patch_compile.masking import bind_masks, shapes
+from patch_compile.names import written
 from patch_compile.page.render import page_of
 from patch_compile.passes.binding import Binding
 from patch_compile.passes.jobs import Jobs, jobs_of
+from patch_compile.passes.legal import check_whole
 from patch_compile.passes.pipeline import inline, lower, node_names, value_names
 from patch_compile.passes.precision import cast_model
 from patch_compile.passes.sites import COMPILED_ALREADY, STAMP
@@ -84,12 +87,14 @@ class Compiled(Planned):
         source: the .onnx file it was read from, if it was.
         bindings: the weights whose digests are compared.
         shard_bytes: data files are no larger; None writes one.
+        read: that file and those of its weights, as they were when they were opened.
     """
 
     model: ir.Model
     source: Path | None
     bindings: tuple[Binding, ...] = ()
     shard_bytes: int | None = None
+    read: Mapping[Path, Signature] = field(default_factory=dict)
 
     def save(self, folder: str | Path, progress: Progress | None = None) -> Path:
         """Writes compiled.onnx, its data, its plan and its reports, all or nothing.
@@ -103,8 +108,8 @@ class Compiled(Planned):
             The path of compiled.onnx.
 
         Raises:
-            ModelError: if the folder cannot be written, the disk is full, or the model's
-                own files would be overwritten.
+            ModelError: if the folder cannot be written, the disk is full, the model's own
+                files would be overwritten, or were changed since they were opened.
             MaskError: if a weight is another than its mask was made for.
         """
         folder = Path(folder)
@@ -115,6 +120,7 @@ class Compiled(Planned):
             stage_text(stage / "plan.json", plan)
             stage_text(stage / "report.json", report)
             stage_text(stage / "report.html", page_of(report))
+            check_unchanged(self.read)
             fresh = {file.name for file in stage.iterdir()}
         drop_stale(folder, COMPILED, fresh)
         return folder / COMPILED
@@ -209,8 +215,12 @@ def _planned(
     recipe: CompileRecipe,
     progress: Progress | None,
 ) -> tuple[Compiled, Jobs]:
+    source = None if isinstance(model, ir.Model) else Path(model)
+    opened = {} if source is None else signatures([source])
     graph = model if isinstance(model, ir.Model) else load_model(Path(model))
+    opened |= signatures(external_files(graph))
     _check_opset(graph)
+    check_whole(graph)
     if recipe.dtype is not None:
         inline(graph)
         graph = cast_model(graph, recipe.dtype)
@@ -246,7 +256,6 @@ def _planned(
         target=target_facts(cost),
         profile=() if cost is None else recipe.profile,
     )
-    source = None if isinstance(model, ir.Model) else Path(model)
     plan = replace(plan, predicted=report.predicted, speedup=report.speedup)
     aliases = {alias: job for job in jobs.values() for alias in job.aliases}
     all_jobs = Jobs(
@@ -258,13 +267,14 @@ def _planned(
         graph.opset_imports.get("", _OPSET),
     )
     unchecked = tuple(bindings) if recipe.check_digests else ()
-    return Compiled(plan, report, graph, source, unchecked, recipe.shard_bytes), all_jobs
+    compiled = Compiled(plan, report, graph, source, unchecked, recipe.shard_bytes, opened)
+    return compiled, all_jobs
 
 
 def _inputs(model: str | Path | ir.Model, masks: str | Path | Masks) -> dict[str, str]:
     """The names of what was read; their folders are nobody's business."""
     given = {"model": model, "masks": masks}
-    return {word: Path(x).name for word, x in given.items() if isinstance(x, str | Path)}
+    return {word: written(x) for word, x in given.items() if isinstance(x, str | Path)}
 
 
 def _check_opset(model: ir.Model) -> None:

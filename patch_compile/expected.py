@@ -3,7 +3,6 @@
 N: out features. K: in features.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -16,6 +15,7 @@ from patch_compile._require import require
 from patch_compile.errors import ModelError
 from patch_compile.io.onnx_model import load_model
 from patch_compile.masking import bind_masks
+from patch_compile.parsing import DAMAGE, parse_json
 from patch_compile.recipe import CompileRecipe
 from patch_compile.tiles.masks import Masks
 from patch_compile.tiles.plan import Plan, WeightPlan
@@ -92,7 +92,7 @@ def recipe_beside(compiled: Path) -> CompileRecipe:
 
 
 def _recipe_from_report(text: str) -> CompileRecipe:
-    given = json.loads(text)["recipe"]
+    given = parse_json(text)["recipe"]
     known = {field.name for field in fields(CompileRecipe)}
     values = {name: value for name, value in given.items() if name in known}
     for name in {"include", "ignore", "tokens"} & values.keys():
@@ -118,7 +118,7 @@ def read_beside(compiled: Path, name: str, read: Callable[[str], _Read]) -> _Rea
     """
     try:
         return read((compiled.parent / name).read_text("utf-8"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except DAMAGE as error:
         raise ModelError(
             f"model '{compiled}' | has no readable {name} beside it: {error}; verify the "
             "folder that patch-compile wrote"

@@ -1,12 +1,19 @@
-"""Choosing weights by name: globs, or regular expressions behind `re:`."""
+"""Choosing weights by name: globs, or regular expressions behind `re:`; names of files."""
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
+from pathlib import Path
 
 from patch_compile.errors import RecipeError
 
-__all__ = ["chosen"]
+__all__ = ["chosen", "written"]
+
+
+def written(path: str | Path) -> str:
+    """Returns the last part of a path as text; bytes that are no UTF-8 are spelled out."""
+    return os.fsencode(Path(path).name).decode("utf-8", "backslashreplace")
 
 
 def chosen(names: Iterable[str], include: Sequence[str], ignore: Sequence[str]) -> list[str]:

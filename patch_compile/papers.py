@@ -10,6 +10,7 @@ from patch_compile.errors import ModelError
 from patch_compile.expected import read_beside
 from patch_compile.io.atomic import locked_folder, write_text
 from patch_compile.page.render import page_of
+from patch_compile.parsing import parse_json
 
 __all__ = ["add_to_report", "draw_report", "with_versions"]
 
@@ -35,7 +36,7 @@ def add_to_report(model: Path, change: Callable[[dict[str, Any]], dict[str, Any]
     if model.name != COMPILED or not (folder / _REPORT).exists():
         return False
     with locked_folder(folder):
-        report = read_beside(model, _REPORT, lambda text: change(json.loads(text)))
+        report = read_beside(model, _REPORT, lambda text: change(parse_json(text)))
         text = json.dumps(report, indent=1) + "\n"
         page = page_of(text)
         write_text(folder / _REPORT, text)

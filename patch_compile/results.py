@@ -1,7 +1,7 @@
 """Bundles for a GPU machine, and what comes back from it."""
 
-import json
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from patch_compile._require import require
 from patch_compile.errors import ModelError
 from patch_compile.joining import Joined, PieceSite, join
 from patch_compile.noting import note_engine
+from patch_compile.parsing import DAMAGE, parse_json
 from patch_compile.piece_sites import find_pieces
 from patch_compile.recipe import BuildRecipe
 from patch_compile.runtimes.engine_file import sha256_of
@@ -24,6 +25,7 @@ __all__ = ["ModelResult", "Results", "bundle_engines", "import_results", "note_r
 Progress = Callable[[int, int, str], None]
 
 _DENSE, _AGAIN = "dense", "dense_again"
+_TIMES = re.compile(r"times\.(0|[1-9][0-9]{0,5})\.json")
 
 
 @dataclass(frozen=True)
@@ -159,84 +161,146 @@ def import_results(folder: str | Path) -> Results:
         ModelError: if the folder is none of a bundle, or a file is damaged.
     """
     folder = Path(folder)
-    manifest = _manifest(folder)
+    sent = _manifest(folder)
+    _refuse_links([folder, *(folder / model.name for model in sent.models)])
     gpu = next(iter(read_gpus(_text(folder / "gpu.csv"))), None)
     version = read_version(_text(folder / "trtexec.txt"))
-    requested = bool(manifest["recipe"]["sparse"])
-    found = {
-        entry["name"]: _evidence(folder / entry["name"], entry, gpu, requested)
-        for entry in manifest["models"]
-    }
+    found = {m.name: _evidence(folder / m.name, m, gpu, sent.requested) for m in sent.models}
     return Results(
         version="" if version is None else ".".join(map(str, version)),
         gpu=gpu,
-        # Kernels and runs are timed at the best point of the ranges.
-        batch=int(manifest["recipe"]["batch"][1]),
-        tokens=int(manifest["recipe"]["sequence"][1]),
-        models=tuple(_result(folder, entry, found) for entry in manifest["models"]),
+        batch=sent.batch,
+        tokens=sent.tokens,
+        models=tuple(_result(folder, model, found) for model in sent.models),
     )
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Sent:
+    """What the bundle's manifest says of one model.
+
+    Attributes:
+        name: of its folder.
+        sha256: of its .onnx file.
+        nodes: that it has.
+        sites: its products.
+        symbols: sizes of its dynamic axes.
+    """
+
+    name: str
+    sha256: str
+    nodes: int
+    sites: tuple[PieceSite, ...]
+    symbols: dict[str, int]
+
+    @classmethod
+    def of(cls, entry: Mapping[str, Any]) -> "_Sent":
+        """Reads an entry; see `DAMAGE` for what it raises."""
+        return cls(
+            name=str(entry["name"]),
+            sha256=str(entry["sha256"]),
+            nodes=int(entry["nodes"]),
+            sites=tuple(_site(piece) for piece in entry.get("pieces", ())),
+            symbols={str(k): int(v) for k, v in entry.get("symbols", {}).items()},
+        )
+
+
+def _site(piece: Mapping[str, Any]) -> PieceSite:
+    n, k = piece["shape"]
+    lead = piece["lead"]
+    return PieceSite(
+        node=str(piece["node"]),
+        weight=str(piece["weight"]),
+        role=str(piece["role"]),
+        shape=(int(n), int(k)),
+        dtype=str(piece["dtype"]),
+        eligible=bool(piece["eligible"]),
+        lead=None if lead is None else tuple(_axis(axis) for axis in lead),
+    )
+
+
+def _axis(axis: Any) -> int | str | None:
+    return axis if axis is None or isinstance(axis, int) else str(axis)
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    """What a bundle says: sizes of a run, and whether sparse kernels were asked for."""
+
+    requested: bool
+    batch: int
+    tokens: int
+    models: Sequence[_Sent]
+
+
+def _manifest(folder: Path) -> _Manifest:
     path = folder / "manifest.json"
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        names = [entry["name"] for entry in manifest["models"]]
-        _ = manifest["recipe"]["sparse"]
-        _ = [int(manifest["recipe"][name][1]) for name in ("batch", "sequence")]
-    except (OSError, ValueError, LookupError, TypeError) as error:
+        manifest = parse_json(path.read_text("utf-8"))
+        recipe = manifest["recipe"]
+        sent = _Manifest(
+            requested=bool(recipe["sparse"]),
+            # Kernels and runs are timed at the best point of the ranges.
+            batch=int(recipe["batch"][1]),
+            tokens=int(recipe["sequence"][1]),
+            models=[_Sent.of(entry) for entry in manifest["models"]],
+        )
+    except DAMAGE as error:
         raise ModelError(
             f"results '{folder}' | hold no readable manifest.json: {error}; give the folder "
             "that run.sh packed, unpacked"
         ) from error
-    strange = [name for name in names if not str(name).isidentifier()]
+    strange = [model.name for model in sent.models if not model.name.isidentifier()]
     if strange:
         raise ModelError(
             f"results '{folder}' | name a model {strange[0]!r}; unpack them again"
         )
-    return manifest
+    return sent
+
+
+def _refuse_links(folders: Sequence[Path]) -> None:
+    """What was packed elsewhere must not make us read files of this machine."""
+    places = [place for place in folders if place.is_dir()]
+    links = [path for place in places for path in place.iterdir() if path.is_symlink()]
+    links += [folder for folder in folders[1:] if folder.is_symlink()]
+    if links:
+        raise ModelError(
+            f"results '{folders[0]}' | hold a symbolic link, '{links[0].name}', which run.sh "
+            "does not make; unpack them again"
+        )
 
 
 def _text(path: Path) -> str:
     return path.read_text("utf-8", "replace") if path.is_file() else ""
 
 
-def _evidence(folder: Path, entry: dict[str, Any], gpu: Gpu | None, sparse: bool) -> Evidence:
+def _evidence(folder: Path, model: _Sent, gpu: Gpu | None, sparse: bool) -> Evidence:
     told = read_evidence(
         folder / "build.log",
         folder / "layers.json",
         requested=sparse,
-        symbols={str(k): int(v) for k, v in entry.get("symbols", {}).items()},
+        symbols=model.symbols,
     )
     if told.device or gpu is None:
         return told
     return replace(told, device=gpu.name, sm=gpu.sm)
 
 
-def _result(folder: Path, entry: dict[str, Any], found: dict[str, Evidence]) -> ModelResult:
-    name = entry["name"]
+def _result(folder: Path, model: _Sent, found: dict[str, Evidence]) -> ModelResult:
+    name, sites = model.name, model.sites
     place = folder / name
     evidence = found[name]
-    sites = tuple(_site(piece) for piece in entry.get("pieces", ()))
-    joined = join(sites, entry["nodes"], evidence, found.get(_DENSE)) if sites else None
+    joined = join(sites, model.nodes, evidence, found.get(_DENSE)) if sites else None
     profile, size = _text(place / "profile.json"), _text(place / "bytes").strip()
     return ModelResult(
         name=name,
-        sha256=entry["sha256"],
+        sha256=model.sha256,
         error=_error(place),
         evidence=evidence,
         joined=joined,
         rounds=_rounds(place),
         profile=read_profile(profile, f"profile of '{name}'") if profile else {},
-        bytes=int(size) if size.isdigit() else None,
-    )
-
-
-def _site(piece: dict[str, Any]) -> PieceSite:
-    n, k = piece["shape"]
-    lead = piece["lead"]
-    return PieceSite(
-        **{**piece, "shape": (n, k), "lead": None if lead is None else tuple(lead)}
+        bytes=int(size) if re.fullmatch("[0-9]{1,18}", size) else None,
     )
 
 
@@ -250,7 +314,8 @@ def _error(place: Path) -> str:
 
 
 def _rounds(place: Path) -> tuple[tuple[float, ...], ...]:
-    numbers = sorted(int(path.name.split(".")[1]) for path in place.glob("times.*.json"))
+    names = (_TIMES.fullmatch(path.name) for path in place.glob("times.*.json"))
+    numbers = sorted(int(name[1]) for name in names if name is not None)
     texts = [(n, _text(place / f"times.{n}.json")) for n in numbers]
     return tuple(tuple(read_times(text, f"times '{place}', round {n}")) for n, text in texts)
 

@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patch_compile._require import require
+from patch_compile.errors import RecipeError
 from patch_compile.expected import masked_tensors, read_beside, recipe_beside
+from patch_compile.names import written
 from patch_compile.papers import add_to_report, with_versions
 from patch_compile.recipe import VerifyRecipe
 from patch_compile.tiles.masks import Masks
@@ -91,16 +93,19 @@ def verify(
     Raises:
         ModelError: a model cannot be read or run.
         MaskError: the masks do not belong to the model.
+        RecipeError: there is a tokenizer and no text, or the text is too short.
         RuntimeUnavailable: onnxruntime is missing.
     """
     recipe = recipe or VerifyRecipe()
+    if tokenizer is not None and data is None:
+        raise RecipeError("tokenizer | has no text to turn into tokens; give --data as well")
     model, compiled = Path(model), Path(compiled)
     text = None if data is None else Path(data)
     words = Path(tokenizer or model.parent / "tokenizer.json")
     found = _found(model, compiled, masks, recipe, text, words, progress)
     facts = {
         **found.to_json(),
-        "data": None if text is None else text.name,
+        "data": None if text is None else written(text),
         "recipe": asdict(recipe),
     }
     used = {"onnxruntime": require("onnxruntime", "cpu").__version__}

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from patch_compile.errors import ModelError, RuntimeUnavailable
+from patch_compile.parsing import parse_json
 from patch_compile.recipe import BuildRecipe
 from patch_compile.runtimes.engines import EngineResult, engine_result
 from patch_compile.runtimes.evidence import Evidence
@@ -185,7 +186,7 @@ def check_engine(
 
 def _read_facts(engine: Path) -> dict[str, Any]:
     try:
-        facts = json.loads(facts_file(engine).read_text("utf-8"))
+        facts = parse_json(facts_file(engine).read_text("utf-8"))
         engine.stat()
     except (OSError, ValueError) as error:
         raise ModelError(

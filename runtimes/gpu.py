@@ -1,5 +1,6 @@
 """The GPU of this machine, asked of its driver, which loads no CUDA into this process."""
 
+import re
 import subprocess
 from dataclasses import dataclass
 
@@ -7,6 +8,11 @@ __all__ = ["Gpu", "find_gpus", "read_gpus"]
 
 _QUERY = ("name", "compute_cap", "driver_version", "memory.total")
 _SECONDS = 20.0
+# What is no such line, as `[N/A]` for memory, tells of no GPU.
+_ROW = re.compile(
+    r"(?P<name>[^,]+?) *, *(?P<major>[0-9]{1,3})\.(?P<minor>[0-9]) *, *(?P<driver>[^,]*?) *, *"
+    r"(?P<memory>[0-9]{1,9})(\.[0-9]*)?"
+)
 
 
 @dataclass(frozen=True)
@@ -44,9 +50,9 @@ def find_gpus() -> tuple[Gpu, ...]:
 
 def read_gpus(text: str) -> tuple[Gpu, ...]:
     """Returns the GPUs in nvidia-smi's lines, as in `NVIDIA A100, 8.0, 550.54, 81920`."""
-    rows = (tuple(cell.strip() for cell in line.split(",")) for line in text.splitlines())
+    matches = (_ROW.fullmatch(line.strip()) for line in text.splitlines())
     return tuple(
-        Gpu(row[0], int(row[1].replace(".", "")), row[2], int(float(row[3])))
-        for row in rows
-        if len(row) == len(_QUERY) and row[1].replace(".", "").isdigit()
+        Gpu(row["name"], int(row["major"] + row["minor"]), row["driver"], int(row["memory"]))
+        for row in matches
+        if row is not None
     )

@@ -7,18 +7,19 @@ With `--profilingVerbosity=detailed` a layer is an object, else only its name. T
 `I/O Tensors` for `Bindings`, and `DataType` apart from `Format`.
 """
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from patch_compile.errors import ModelError
+from patch_compile.parsing import parse_json
 from patch_compile.runtimes.evidence import EngineLayer
 
 __all__ = ["read_layer_file", "read_layers", "read_profile", "read_times"]
 
 # Several nodes are joined by U+001E or U+001F, or by nothing.
-_NODE = re.compile(r"\[ONNX Layer: (.*?)\](?=[\x1e\x1f\[]|$)")
+_NODE = "[ONNX Layer: "
+_NODE_END = re.compile(r"\](?=[\x1e\x1f\[]|$)")
 # Myelin numbers its kernels: `/mlp/fc1/Gemm_myl5_155`.
 _MYELIN_NUMBER = re.compile(r"_myl\d+_\d+$")
 _POINTWISE = re.compile(r"^PWN\((.*)\)$")
@@ -35,7 +36,7 @@ def read_layers(text: str, subject: str = "layer info") -> tuple[EngineLayer, ..
         ModelError: if it is no such JSON.
     """
     layers = _parse(text, subject, dict).get("Layers")
-    if not isinstance(layers, list):
+    if not isinstance(layers, list) or not all(isinstance(x, str | dict) for x in layers):
         raise ModelError(f"{subject} | has no list of Layers; export it with trtexec again")
     return tuple(_layer(layer) for layer in layers)
 
@@ -44,7 +45,7 @@ def _layer(layer: Any) -> EngineLayer:
     if isinstance(layer, str):
         return EngineLayer(name=layer, nodes=_nodes_of_name(layer))
     name = str(layer.get("Name", ""))
-    nodes = tuple(_NODE.findall(str(layer.get("Metadata", ""))))
+    nodes = _nodes_of_metadata(str(layer.get("Metadata", "")))
     sparse = layer.get("HasSparseWeights")
     return EngineLayer(
         name=name,
@@ -55,6 +56,13 @@ def _layer(layer: Any) -> EngineLayer:
         outputs=_types(layer.get("Outputs")),
         sparse_weights=None if sparse is None else bool(sparse),
     )
+
+
+def _nodes_of_metadata(text: str) -> tuple[str, ...]:
+    """One search for a mark and one for its end: time stays linear in the text."""
+    parts = text.split(_NODE)[1:]
+    ends = (_NODE_END.search(part) for part in parts)
+    return tuple(part[: end.start()] for part, end in zip(parts, ends, strict=True) if end)
 
 
 def _nodes_of_name(name: str) -> tuple[str, ...]:
@@ -89,7 +97,7 @@ def read_profile(text: str, subject: str = "profile") -> dict[str, float]:
     """
     rows = [row for row in _parse(text, subject, list) if isinstance(row, dict)]
     return {
-        str(row["name"]): float(row["medianMs"] if "medianMs" in row else row["averageMs"])
+        str(row["name"]): _milliseconds(row, "medianMs" if "medianMs" in row else "averageMs")
         for row in rows
         if "name" in row and "averageMs" in row
     }
@@ -102,12 +110,26 @@ def read_times(text: str, subject: str = "times") -> list[float]:
         ModelError: if it is no such JSON.
     """
     rows = _parse(text, subject, list)
-    return [float(r["computeMs"]) for r in rows if isinstance(r, dict) and "computeMs" in r]
+    return [
+        _milliseconds(row, "computeMs")
+        for row in rows
+        if isinstance(row, dict) and "computeMs" in row
+    ]
+
+
+def _milliseconds(row: dict[str, Any], key: str) -> float:
+    value = row[key]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e12:
+        raise ModelError(
+            f"times | have {str(value)[:80]!r} for {key}; expected milliseconds; export them "
+            "with trtexec again"
+        )
+    return float(value)
 
 
 def _parse(text: str, subject: str, kind: type) -> Any:
     try:
-        data = json.loads(text)
+        data = parse_json(text)
     except ValueError as error:
         raise ModelError(
             f"{subject} | is no JSON: {error}; export it with trtexec again"
@@ -121,7 +143,11 @@ def _parse(text: str, subject: str, kind: type) -> Any:
 
 
 def read_layer_file(path: Path) -> tuple[EngineLayer, ...]:
-    """Returns the layers in a file; none if there is no such file."""
+    """Returns the layers in a file; none if there is no such file.
+
+    Raises:
+        ModelError: if it is no such JSON.
+    """
     if not path.is_file():
         return ()
-    return read_layers(path.read_text("utf-8"), f"layer info '{path}'")
+    return read_layers(path.read_text("utf-8", "replace"), f"layer info '{path}'")

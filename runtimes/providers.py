@@ -26,6 +26,7 @@ __all__ = [
     "EngineWishes",
     "check_assigned",
     "providers",
+    "type_name",
 ]
 
 PROVIDERS: dict[BenchRuntime, str] = {
@@ -80,10 +81,16 @@ class Declared:
             ) from error
         stored = {tensor.name for tensor in graph.initializer}
         inputs = [_declared(value) for value in graph.input if value.name not in stored]
-        kinds = {TensorProto.DataType.Name(tensor.data_type) for tensor in graph.initializer}
+        kinds = {type_name(tensor.data_type) for tensor in graph.initializer}
         outside = [ExternalDataInfo(t) for t in graph.initializer if uses_external_data(t)]
         files = frozenset(info.location for info in outside)
         return cls(tuple(inputs), frozenset(kinds), files)
+
+
+def type_name(kind: int) -> str:
+    """The name of an element type; newer releases and damaged files hold some without."""
+    known = kind in TensorProto.DataType.values()
+    return TensorProto.DataType.Name(kind) if known else f"TYPE_{kind}"
 
 
 def _declared(value: onnx.ValueInfoProto) -> DeclaredInput:
@@ -92,7 +99,7 @@ def _declared(value: onnx.ValueInfoProto) -> DeclaredInput:
         dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None
         for dim in kind.shape.dim
     ]
-    name = TensorProto.DataType.Name(kind.elem_type).lower()
+    name = type_name(kind.elem_type).lower()
     return DeclaredInput(value.name, shape, _TYPES.get(kind.elem_type, f"tensor({name})"))
 
 

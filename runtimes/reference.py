@@ -30,6 +30,7 @@ from patch_compile.runtimes.onnxruntime import (
     session_options,
     start_session,
 )
+from patch_compile.runtimes.providers import type_name
 
 __all__ = ["MaskedTensor", "open_reference"]
 
@@ -149,7 +150,7 @@ def _named(tensors: dict[str, TensorProto], name: str) -> TensorProto:
             "verify against the model that was compiled"
         )
     if tensor.data_type not in _FLOATS:
-        kind = TensorProto.DataType.Name(tensor.data_type)
+        kind = type_name(tensor.data_type)
         raise ModelError(f"weight '{name}' | is {kind}; expected FLOAT, FLOAT16 or BFLOAT16")
     return tensor
 

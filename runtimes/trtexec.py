@@ -8,6 +8,7 @@ import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import IO
@@ -45,6 +46,8 @@ Progress = Callable[[int, int, str], None]
 
 # Lines that hold the banner, the options and the GPU.
 _HEAD = 400
+# A longer line is read in parts: a log may be anything.
+_LONGEST = 2**20
 
 
 def build_engine(
@@ -206,4 +209,4 @@ def _lines(log: Path) -> Iterator[str]:
     if not log.is_file():
         return
     with log.open(encoding="utf-8", errors="replace") as lines:
-        yield from lines
+        yield from iter(partial(lines.readline, _LONGEST), "")

@@ -26,13 +26,15 @@ _OLD_CHOSE = re.compile(
     _LEAD + r"TRT inference plan picked sparse implementation for layers:(?P<names>.*)"
 )
 _FOUND = re.compile(
-    _LEAD + r"Found (?P<count>\d+) layer\(s\) eligible to use sparse tactics:?(?P<names>.*)"
+    _LEAD
+    + r"Found (?P<count>[0-9]{1,9}) layer\(s\) eligible to use sparse tactics:?(?P<names>.*)"
 )
 _CHOSE = re.compile(
-    _LEAD + r"Chose (?P<count>\d+) layer\(s\) using sparse tactics:?(?P<names>.*)"
+    _LEAD + r"Chose (?P<count>[0-9]{1,9}) layer\(s\) using sparse tactics:?(?P<names>.*)"
 )
 
-_NUMBER = r"[-+0-9.eE]+"
+# Digits are counted, so that what is read is finite.
+_NUMBER = r"[-+]?[0-9]{1,20}(?:\.[0-9]{0,20})?(?:[eE][-+]?[0-9]{1,2})?"
 _SPREAD = re.compile(
     rf"min = (?P<least>{_NUMBER}) ms, max = (?P<most>{_NUMBER}) ms, "
     rf"mean = (?P<mean>{_NUMBER}) ms, median = (?P<median>{_NUMBER}) ms(?P<rest>.*)"
@@ -40,9 +42,9 @@ _SPREAD = re.compile(
 _PERCENTILE = re.compile(rf"percentile\(({_NUMBER})%\) = ({_NUMBER}) ms")
 _THROUGHPUT = re.compile(rf"\] Throughput: ({_NUMBER}) qps")
 _BUILT = re.compile(rf"Engine built in ({_NUMBER}) sec")
-_BANNER = re.compile(r"TensorRT\.trtexec \[TensorRT v(\d+)\]")
+_BANNER = re.compile(r"TensorRT\.trtexec \[TensorRT v([0-9]{1,9})\]")
 _DEVICE = re.compile(r"Selected Device: (.+)")
-_CAPABILITY = re.compile(r"Compute Capability: (\d+)\.(\d+)")
+_CAPABILITY = re.compile(r"Compute Capability: ([0-9]{1,3})\.([0-9]{1,3})")
 # trtexec marks errors by [E]; the Python builder's log names the severity.
 _ERROR = re.compile(r"(?:\[E\] (?:\[TRT\] )?|^(?:INTERNAL_)?ERROR: )(.+)")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FOLDERS = ("patch_compile", "passes", "runtimes", "tests", "benchmarks", "scripts")
+FOLDERS = ("patch_compile", "passes", "runtimes", "tests", "benchmarks", "scripts", "fuzz")
 COPIES = {"passes", "runtimes"}
 
 

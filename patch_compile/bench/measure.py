@@ -21,6 +21,7 @@ from patch_compile.bench.judging import AGAIN, COMPILED, DENSE, result_of
 from patch_compile.bench.predictions import read_predictions
 from patch_compile.bench.results import BenchResult, Measured
 from patch_compile.errors import RecipeError
+from patch_compile.io.atomic import check_writable
 from patch_compile.noting import note_measured
 from patch_compile.recipe import BenchRecipe
 
@@ -130,6 +131,8 @@ def _opened(
 ) -> "Iterator[dict[str, TimedModel]]":
     timing = require("patch_compile.runtimes.timing", "cpu")
     folder = None if cache is None else Path(cache)
+    if folder is not None:
+        check_writable(folder)
     models: dict[str, TimedModel] = {}
     with ExitStack() as stack:
         for done, (name, path) in enumerate(paths.items()):

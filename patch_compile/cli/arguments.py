@@ -2,8 +2,9 @@
 
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -12,6 +13,7 @@ from cyclopts.config import Dict
 
 from patch_compile.errors import RecipeError
 from patch_compile.evaluation.settings import EvalRecipe
+from patch_compile.parsing import parse_json
 from patch_compile.recipe import (
     BenchRecipe,
     BuildRecipe,
@@ -45,11 +47,17 @@ _RECIPES = (
 )
 
 _LOADERS: dict[str, Callable[[str], Any]] = {
-    ".json": json.loads,
+    ".json": parse_json,
     ".toml": tomllib.loads,
     ".yaml": yaml.safe_load,
     ".yml": yaml.safe_load,
 }
+
+# A verb's table of lists of words, and room to spare.
+_LEVELS = 6
+_MOST = 10_000
+_MOST_BYTES = 2**20
+_PLAIN = (str, bool, int, float, list, dict, type(None))
 
 # They are needed before a file can be read, or would be lost in it.
 _COMMAND_LINE_ONLY = frozenset({"config", "save_config", "log_level"})
@@ -65,6 +73,11 @@ def config_reader(path: Path) -> Dict:
     if path.suffix not in _LOADERS or not path.is_file():
         kinds = ", ".join(_LOADERS)
         raise RecipeError(f"config '{path}' | is no file of kind {kinds}; check its path")
+    size = path.stat().st_size
+    if size > _MOST_BYTES:
+        raise RecipeError(
+            f"config '{path}' | has {size} bytes; expected {_MOST_BYTES} at most"
+        )
     try:
         options = _LOADERS[path.suffix](path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
@@ -77,7 +90,37 @@ def config_reader(path: Path) -> Dict:
         raise RecipeError(
             f"config '{path}' | sets {sorted(misplaced)}; give that on the command line"
         )
+    _check_plain(path, options)
     return Dict(options, source=str(path))
+
+
+def _check_plain(path: Path, options: dict[Any, Any]) -> None:
+    """Refuses what no option is, and what YAML's references make endless."""
+    level: list[Any] = [options]
+    for _ in range(_LEVELS):
+        strange = [value for value in level if not isinstance(value, _PLAIN)]
+        keys = [key for value in level if isinstance(value, dict) for key in value]
+        strange += [key for key in keys if not isinstance(key, str)]
+        if strange:
+            raise RecipeError(
+                f"config '{path}' | holds {str(strange[0])[:80]!r}; expected options by name, "
+                "and texts, numbers, true, false or lists for their values"
+            )
+        level = list(islice(chain.from_iterable(map(_inside, level)), _MOST + 1))
+        if not level:
+            return
+        if len(level) > _MOST:
+            break
+    raise RecipeError(
+        f"config '{path}' | holds more than {_MOST} values, or lists in lists; expected "
+        "options and their values"
+    )
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
 
 
 def config_text(verb: Sequence[str], options: Mapping[str, Any]) -> str:

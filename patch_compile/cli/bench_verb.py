@@ -14,7 +14,7 @@ from patch_compile.cli.bench_tables import print_bench
 from patch_compile.cli.console import out, progress_bar, say
 from patch_compile.errors import RecipeError
 from patch_compile.figures import check_plot
-from patch_compile.io.atomic import write_text
+from patch_compile.io.atomic import check_writable, write_text
 from patch_compile.recipe import BenchRecipe
 
 __all__ = ["bench"]
@@ -61,6 +61,9 @@ def bench(
     """
     if plot is not None:
         check_plot(plot)
+    for written in (output, plot):
+        if written is not None:
+            check_writable(written.parent)
     if import_ is not None:
         _refuse_models(dense, compiled)
         found = imported_bench(import_, into)

@@ -17,6 +17,7 @@ from patch_compile.cli.engine_tables import (
     results_table,
 )
 from patch_compile.errors import RecipeError
+from patch_compile.io.load_masks import load_masks
 from patch_compile.recipe import BuildRecipe
 from patch_compile.results import bundle_engines, import_results, note_results
 from patch_compile.runtimes.tensorrt_rtx import DEFAULT_SM
@@ -75,6 +76,8 @@ def _bundle(
 ) -> None:
     arrays = None if masks is None else masks.with_suffix(".safetensors")
     papers = [] if masks is None else [masks]
+    if masks is not None:
+        load_masks(masks)
     if arrays is not None and arrays.is_file():
         papers.append(arrays)
     with progress_bar() as progress:

@@ -124,6 +124,9 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         # The reader of our output left early, as `| head` does.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    finally:
+        # The next run of this process reads a file of its own, or none.
+        app.config = ()
     return 0
 
 

@@ -10,10 +10,10 @@ from patch_compile.cli import tables
 from patch_compile.cli.build_verb import build_all
 from patch_compile.cli.console import out, print_json, print_text, progress_bar, say
 from patch_compile.cli.plan_verb import plan, print_tables
-from patch_compile.cli.quantizing import quantize_step
+from patch_compile.cli.quantizing import check_calibration, quantize_step
 from patch_compile.compiler import compile_model
 from patch_compile.demo import run_demo
-from patch_compile.errors import Mismatch, RecipeError
+from patch_compile.errors import Mismatch
 from patch_compile.inspection import inspect_model
 from patch_compile.io.load_masks import load_masks
 from patch_compile.recipe import (
@@ -68,11 +68,7 @@ def compile_(
     if dry_run:
         plan(model, tiles=tiles, recipe=recipe, json_=json_)
         return
-    if quantizer.quantize is not None and data is None:
-        raise RecipeError(
-            f"quantize | is {quantizer.quantize}, which needs text to calibrate on; "
-            "give it by --data"
-        )
+    check_calibration(quantizer, data, tokenizer or model.with_name("tokenizer.json"))
     with progress_bar() as progress:
         compiled = compile_model(model, tiles, recipe, progress)
         path = compiled.save(output, progress)

@@ -10,13 +10,13 @@ A file holds one JSON object a line, in one of two forms:
    choices share one continuation, so there is no likelihood by length.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from patch_compile.errors import RecipeError
+from patch_compile.parsing import parse_json
 
 __all__ = ["LocalTask", "find_task"]
 
@@ -96,8 +96,8 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 def _row(path: Path, number: int, line: str) -> dict[str, Any]:
     """Returns the fields of one question, in a fixed order."""
     try:
-        given = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        given = parse_json(line)
+    except ValueError as error:
         raise RecipeError(_malformed(path, number)) from error
     fields = given if isinstance(given, dict) else {}
     for text, options in (("query", "choices"), ("continuation", "context_options")):

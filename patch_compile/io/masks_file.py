@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from patch_compile.errors import MaskError, ModelError, RecipeError
 from patch_compile.io.atomic import staged_folder
 from patch_compile.io.safetensors_file import LazyArray, SafetensorsFile, write_safetensors
+from patch_compile.parsing import parse_json
 from patch_compile.tiles.geometry import TileGrid
 from patch_compile.tiles.masks import Masks
 from patch_compile.tiles.weight_mask import WeightMask
@@ -170,8 +171,8 @@ def _side_file(path: Path, index: Mapping[str, Any]) -> Path:
 
 def _index(path: Path) -> dict[str, Any]:
     try:
-        index = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        index = parse_json(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
         raise MaskError(f"masks '{path}' | cannot be read as JSON: {error}") from error
     if isinstance(index, dict) and index.get("version", 1) != 1:
         raise MaskError(

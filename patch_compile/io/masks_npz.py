@@ -5,7 +5,6 @@ Both hold one `np.packbits` array a weight, high bit first, of the flat keep mas
 in features. Neither stores a tile map: it is derived from a geometry. N, K: out, in features.
 """
 
-import json
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,8 @@ from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
 from patch_compile.errors import MaskError
+from patch_compile.io.unchanged import Signature, signature
+from patch_compile.parsing import parse_json
 from patch_compile.tiles.geometry import Geometry
 from patch_compile.tiles.inspect import group_counts
 from patch_compile.tiles.masks import Masks
@@ -31,8 +33,9 @@ __all__ = ["derive_tile_map", "read_masks_npz"]
 InFeatures = Callable[[str], int | None]
 Wanted = Callable[[list[str]], list[str]]
 
-# What a damaged archive makes numpy, zipfile and zlib raise: MemoryError for a header that
-# claims a vast array, the last two for a method or an encryption that zipfile does not know.
+# What a damaged archive makes numpy, zipfile and zlib raise: MemoryError and OverflowError for
+# a header that claims a vast array, TokenError for one that is no Python, the last two for a
+# method or an encryption that zipfile does not know.
 _DAMAGE = (
     OSError,
     ValueError,
@@ -40,9 +43,18 @@ _DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
     MemoryError,
+    OverflowError,
+    TokenError,
     NotImplementedError,
     RuntimeError,
 )
+
+# TensorRT takes no tensor of more elements, and no matrix of a language model has as many: an
+# archive of a few megabytes that claims more is a bomb.
+_MOST_WEIGHTS = 2**31 - 1
+_MOST_META = 2**20
+# What the .npy format puts before the data.
+_HEADER = 2**17
 
 _SHAPE = ".__shape__"
 _MASKLLM = ".mask"
@@ -71,11 +83,21 @@ def read_masks_npz(
 
 @dataclass(frozen=True)
 class _Archive:
-    """An open .npz file; every read of it may find damage."""
+    """An open .npz file; every read of it may find damage.
+
+    Attributes:
+        arrays: read when they are asked for.
+        sizes: bytes of every member once it is unpacked, by its name in the archive.
+    """
 
     arrays: Mapping[str, Any]
+    sizes: Mapping[str, int]
 
     def __getitem__(self, key: str) -> NDArray[Any]:
+        size = self.sizes.get(f"{key}.npy", self.sizes.get(key, 0))
+        most = _MOST_META if key == "__meta__" else _MOST_WEIGHTS // 8 + 1
+        if size > most + _HEADER:
+            raise ValueError(f"'{key}' unpacks to {size} bytes; expected {most} at most")
         array = self.arrays[key]
         # numpy hands out members that are no .npy file as bytes.
         if not isinstance(array, np.ndarray):
@@ -91,7 +113,10 @@ def _opened(path: Path) -> Iterator[_Archive]:
             if not isinstance(loaded, NpzFile):
                 raise ValueError("it holds one array, not an archive of them")  # noqa: TRY004
             with loaded:
-                yield _Archive(loaded)
+                members = zipfile.ZipFile(file).infolist()
+                yield _Archive(
+                    loaded, {member.filename: member.file_size for member in members}
+                )
     except _DAMAGE as error:
         raise MaskError(f"masks '{path}' | are no safe .npz file: {error}") from error
 
@@ -147,7 +172,7 @@ def _parameter(name: str) -> str:
 def _meta(path: Path, archive: _Archive) -> dict[str, Any]:
     text = str(archive["__meta__"][()])
     try:
-        meta = json.loads(text)
+        meta = parse_json(text)
     except ValueError as error:
         raise MaskError(f"masks '{path}' | '__meta__' is no JSON: {error}") from error
     return dict(meta) if isinstance(meta, dict) else {"meta": meta}
@@ -160,7 +185,13 @@ def _patch_shape(archive: _Archive, name: str) -> tuple[int, int]:
         raise MaskError(
             f"weight '{name}' | '{_SHAPE}' is {shape.dtype} {value}; expected (N, K)"
         )
-    return int(shape[0]), int(shape[1])
+    n, k = int(shape[0]), int(shape[1])
+    if n * k > _MOST_WEIGHTS:
+        raise MaskError(
+            f"weight '{name}' | '{_SHAPE}' is {(n, k)}; expected at most {_MOST_WEIGHTS} "
+            "weights; the file is damaged"
+        )
+    return n, k
 
 
 def _maskllm_shape(
@@ -196,11 +227,15 @@ def _mask(
     keep = _keep(name, archive[key], shape)
     grid = geometry.grid(shape)
     dense = derive_tile_map(name, keep, geometry)
-    bits = partial(_reread, path, name, key, shape)
+    bits = partial(_reread, path, name, key, shape, signature(path))
     return WeightMask(name, grid, dense, bits, geometry=str(geometry))
 
 
-def _reread(path: Path, name: str, key: str, shape: tuple[int, int]) -> NDArray[np.uint8]:
+def _reread(
+    path: Path, name: str, key: str, shape: tuple[int, int], opened: Signature
+) -> NDArray[np.uint8]:
+    if signature(path) != opened:
+        raise MaskError(f"masks '{path}' | were changed while being read; read them again")
     with _opened(path) as archive:
         return pack_keep(_keep(name, archive[key], shape))
 

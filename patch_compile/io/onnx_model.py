@@ -164,6 +164,11 @@ def _check_links(subject: str, model: Path, tensor: ir.ExternalTensor, links: in
 
 
 def _check_extent(subject: str, tensor: ir.ExternalTensor, size: int) -> None:
+    if tensor.dtype in (ir.DataType.UNDEFINED, ir.DataType.STRING):
+        raise ModelError(
+            f"{subject} | is {tensor.dtype.name} in an external file; expected numbers; the "
+            "model is damaged"
+        )
     stated = tensor.nbytes if tensor.length is None else tensor.length
     if stated != tensor.nbytes:
         raise ModelError(

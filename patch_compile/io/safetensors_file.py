@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from patch_compile.errors import InternalError, MaskError
+from patch_compile.io.unchanged import Signature, signature
 
 __all__ = ["LazyArray", "SafetensorsFile", "write_safetensors"]
 
@@ -37,11 +38,13 @@ class SafetensorsFile:
         path: the file.
         names: its arrays: element type, shape, and (begin, end) in the data part.
         start: where the data part begins, in bytes.
+        opened: what the file was when it was opened.
     """
 
     path: Path
     names: Mapping[str, Mapping[str, Any]]
     start: int
+    opened: Signature
 
     @classmethod
     def open(cls, path: Path) -> "SafetensorsFile":
@@ -50,6 +53,7 @@ class SafetensorsFile:
         Raises:
             MaskError: if it is no safetensors file, or truncated.
         """
+        opened = signature(path)
         try:
             with safe_open(path, framework="numpy"):
                 pass
@@ -59,8 +63,11 @@ class SafetensorsFile:
             # The format: a little-endian u64 length, then that many bytes of JSON.
             size = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(size))
+        # Between the two looks at it the file may have become another.
+        if signature(path) != opened:
+            raise MaskError(f"masks '{path}' | were changed while being read; read them again")
         header.pop("__metadata__", None)
-        return cls(path, header, 8 + size)
+        return cls(path, header, 8 + size, opened)
 
     def lazy(
         self, name: str, dtype: Any, shape: tuple[int, int]
@@ -89,9 +96,9 @@ class SafetensorsFile:
             raise MaskError(
                 f"masks '{self.path}' | cannot be read: {error.strerror}; put the file back"
             ) from error
-        if array.size != count:
+        if array.size != count or signature(self.path) != self.opened:
             raise MaskError(
-                f"masks '{self.path}' | were cut short while being read; copy them again"
+                f"masks '{self.path}' | were changed while being read; read them again"
             )
         return array.reshape(shape)
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from patch_compile.errors import RecipeError
 from patch_compile.learn.model import LoadedModel
+from patch_compile.names import written
 from patch_compile.recipe import CompileRecipe, LearnRecipe
 from patch_compile.tiles.cut import cut_masks
 from patch_compile.tiles.geometry import Geometry
@@ -229,7 +230,7 @@ def made_by(
 
 def _called(source: str | Path) -> str:
     # A file's name tells enough; its folder is nobody's business.
-    return Path(source).name if Path(source).exists() else str(source)
+    return written(source) if Path(source).exists() else str(source)
 
 
 def _versions() -> dict[str, str]:

@@ -1,6 +1,5 @@
 """Documents from files and data sets, one after the other: no text is ever held whole."""
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from patch_compile._require import require
 from patch_compile.errors import RecipeError
 from patch_compile.learn._quiet import first_line
+from patch_compile.parsing import parse_json
 
 __all__ = ["PIECE", "is_dataset", "read_file", "stream"]
 
@@ -79,8 +79,8 @@ def _decoded(path: Path, data: bytes, start: int) -> str:
 
 def _field(path: Path, number: int, line: str) -> str:
     try:
-        text = json.loads(line)["text"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        text = parse_json(line)["text"]
+    except (ValueError, KeyError, TypeError) as error:
         raise RecipeError(_malformed(path, number)) from error
     if not isinstance(text, str):
         raise RecipeError(_malformed(path, number))

@@ -4,7 +4,6 @@ The page carries its style and script, and forbids itself every request: its pol
 those two by their hashes and nothing else.
 """
 
-import json
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
@@ -22,6 +21,7 @@ from patch_compile.page.names import alike, breakable, label
 from patch_compile.page.summary import asked, figures, sentences, stages, target, title
 from patch_compile.page.times import Times, gains, predicted
 from patch_compile.page.work import by_kind, chart, reasons, work
+from patch_compile.parsing import DAMAGE, parse_json
 
 __all__ = ["page_of"]
 
@@ -38,9 +38,9 @@ def page_of(report: str) -> str:
         ModelError: if it is no report.
     """
     try:
-        facts = json.loads(report, parse_constant=lambda _: None)
+        facts = parse_json(report, constants=lambda _: None)
         return _render(facts)
-    except (ValueError, KeyError, TypeError, AttributeError, TemplateError) as error:
+    except (*DAMAGE, TemplateError) as error:
         raise ModelError(
             f"report.json | cannot be drawn: {type(error).__name__} {error}; expected version "
             f"{_VERSION} as patch-compile writes it; compile again"

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patch_compile.errors import ModelError
+from patch_compile.parsing import DAMAGE, parse_json
 from patch_compile.targets.datasheets import BYTES, GPUS
 from patch_compile.targets.process import PARAMETERS
 
@@ -50,7 +51,8 @@ class Table:
                 f"{', '.join(GPUS)} and a dtype of {', '.join(BYTES)}"
             )
         for origin, rows in self.points.items():
-            if rows.ndim != 2 or rows.shape[1] != 5 or not (rows > 0).all():
+            shaped = rows.ndim == 2 and rows.shape[1] == 5
+            if not (shaped and (rows > 0).all() and np.isfinite(rows).all()):
                 raise ModelError(
                     f"table '{self.gpu}-{self.dtype}' | has rows of '{origin}' that are not "
                     "five positive numbers M, N, K, dense_us, sparse24_us; leave them out"
@@ -98,12 +100,12 @@ class Table:
             ModelError: if the text is not such a table.
         """
         try:
-            data = json.loads(text)
+            data = parse_json(text)
             known = data["version"] == _VERSION
             points = {o: np.array(rows, np.float64) for o, rows in data["points"].items()}
             parameters = {n: np.array(p, np.float64) for n, p in data["parameters"].items()}
-            words = data["gpu"], data["dtype"], data["source"]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            words = str(data["gpu"]), str(data["dtype"]), str(data["source"])
+        except DAMAGE as error:
             raise ModelError(f"table | is no latency table: {error}; make it again") from error
         if not known:
             raise ModelError(

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from patch_compile.parsing import parse_json
 from patch_compile.recipe.compiling import BlockLowering, GroupLowering, Lowering
 
 __all__ = [
@@ -248,7 +249,7 @@ class Plan:
     @classmethod
     def from_json(cls, text: str) -> "Plan":
         """Reads what `to_json` wrote; version 1 had no groups."""
-        data = json.loads(text)
+        data = parse_json(text)
         return cls(
             tuple(WeightPlan.from_json(entry) for entry in data["weights"]),
             tuple(GroupPlan.from_json(entry) for entry in data.get("groups", ())),

@@ -1,6 +1,7 @@
 """Files appear whole or not at all."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 
 from patch_compile.errors import ModelError
 from patch_compile.io.atomic import staged_folder, write_bytes, write_text
-from tests.support import said
+from tests.support import contents, said
 
 
 def names(folder: Path) -> list[str]:
@@ -70,22 +71,66 @@ def write_both(folder: Path) -> None:
         (stage / "model.onnx.data").write_text("new data")
 
 
-def test_crash_between_two_moves_leaves_no_graph_over_other_data(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("at", [1, 2, 3, 4])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
+def test_stop_between_two_moves_brings_the_old_files_back(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    at: int,
+    error: BaseException | type[BaseException],
 ) -> None:
     (tmp_path / "model.onnx").write_text("old graph")
     (tmp_path / "model.onnx.data").write_text("old data")
-    replace = os.replace
+    replace, moves = os.replace, []
 
-    def crash(source: Any, target: Any) -> None:
-        if Path(target).suffix == ".onnx":
-            raise KeyboardInterrupt
+    def stop(source: Any, target: Any) -> None:
+        moves.append(target)
+        if len(moves) == at:
+            raise error
         replace(source, target)
 
-    monkeypatch.setattr(os, "replace", crash)
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr(os, "replace", stop)
+    with pytest.raises((KeyboardInterrupt, ModelError)):
         write_both(tmp_path)
-    assert names(tmp_path) == ["model.onnx.data"]
+    assert contents(tmp_path) == {"model.onnx": b"old graph", "model.onnx.data": b"old data"}
+
+
+def test_stage_of_a_killed_process_is_swept_away_and_that_of_a_living_one_is_not(
+    tmp_path: Path,
+) -> None:
+    for name in ("killed", "young"):
+        (tmp_path / f".patch-compile-{name}").mkdir()
+    os.utime(tmp_path / ".patch-compile-killed", (0, 0))
+    with staged_folder(tmp_path) as living:
+        os.utime(living, (0, 0))
+        write_both(tmp_path)
+        assert living.is_dir()
+        assert ".patch-compile-young" in names(tmp_path)
+        assert ".patch-compile-killed" not in names(tmp_path)
+
+
+def test_two_writers_of_one_folder_leave_the_files_of_one(tmp_path: Path) -> None:
+    def write(word: str) -> None:
+        for _ in range(20):
+            with staged_folder(tmp_path) as stage:
+                for name in ("model.onnx", "model.onnx.data", "report.json"):
+                    (stage / name).write_text(word)
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(write, "abc"))
+    assert len(set(contents(tmp_path).values())) == 1
+    assert names(tmp_path) == ["model.onnx", "model.onnx.data", "report.json"]
+
+
+def test_full_disk_in_the_body_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ModelError) as caught, staged_folder(tmp_path / "out") as stage:
+        (stage / "absent" / "file").write_text("x")
+    assert "cannot be written: No such file or directory; choose another" in said(caught)
+
+
+def test_error_of_a_reader_in_the_body_stays_its_own(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), staged_folder(tmp_path / "out"):
+        (tmp_path / "absent").read_text("utf-8")
 
 
 def test_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:

@@ -262,7 +262,7 @@ def test_arrays_cut_short_after_they_were_checked_are_refused(tmp_path: Path) ->
     os.truncate(data, data.stat().st_size - 200)
     with pytest.raises(MaskError) as caught:
         mask.bits()
-    assert "were cut short while being read; copy them again" in said(caught)
+    assert "were changed while being read; read them again" in said(caught)
 
 
 def test_side_file_behind_a_link_is_refused(tmp_path: Path) -> None:

@@ -283,7 +283,7 @@ DAMAGE: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"a.weight": GOOD, "a.weight.__shape__": np.array([2**40, 2**40])},
-        f"weight 'a.weight' | packed mask is uint8 (16,); expected {2**77} bytes",
+        f"'.__shape__' is {(2**40, 2**40)}; expected at most {2**31 - 1} weights",
     ),
     (
         {"a.weight": GOOD.astype(np.int64), "a.weight.__shape__": np.array([8, 16])},

@@ -20,6 +20,7 @@ from torch import Tensor
 from patch_compile.errors import RecipeError
 from patch_compile.io.atomic import staged_folder, write_text
 from patch_compile.learn.training.gate import Gate, parameters_of
+from patch_compile.parsing import parse_json
 
 __all__ = ["RunFolder", "State"]
 
@@ -142,7 +143,7 @@ class RunFolder:
 
     def _index(self) -> Any:
         try:
-            return json.loads((self.path / "state.json").read_text("utf-8"))
+            return parse_json((self.path / "state.json").read_text("utf-8"))
         except FileNotFoundError:
             return None
         except NotADirectoryError as error:

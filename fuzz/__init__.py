@@ -1,0 +1,1 @@
+"""Damaged files for every reader: what hypothesis, atheris and the reliability table share."""
