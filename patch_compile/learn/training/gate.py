@@ -298,14 +298,10 @@ class _Masked(torch.autograd.Function):
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """A slice of rows of a masked weight.
+    """A slice of rows of a masked weight: W, float32 (n, K), and T, which broadcasts to it.
 
-    Attributes:
-        rows: of the weight.
-        weight: W, float32 (n, K).
-        dense: T, float32, broadcasts to (n, K).
-        draw: samples the pattern and what its gradient needs; where noise is drawn, once
-            and in the order of the rows.
+    `draw` samples the pattern and what its gradient needs: where there is noise, once, and in
+    the order of the rows.
     """
 
     rows: slice
