@@ -75,8 +75,8 @@ class LearnRecipe:
         density_weight: weight of |density - (1 - sparsity)|, where tiles are learned; by
             default the method's own. With a `budget` density is a share of the dense time.
         norm_weight: weight of the term that keeps large weights; by default the method's own.
-        norm_term: `paper`, squared norms over all weights; `code`, the sum of the weights'
-            norms, fading out, as PATCH's authors run it.
+        norm_term: `code`, the sum of the weights' norms, fading out, as PATCH's authors run
+            it; `paper`, squared norms over all weights, far worse with their own weight.
         precision: of the forward and backward pass; logits and Adam stay fp32.
         recompute: recompute activations in the backward pass, where the model has blocks that
             can: less memory, more time.
@@ -107,7 +107,7 @@ class LearnRecipe:
     distill: bool = True
     density_weight: float | None = None
     norm_weight: float | None = None
-    norm_term: Literal["paper", "code"] = "paper"
+    norm_term: Literal["paper", "code"] = "code"
     precision: Literal["fp32", "bf16"] = "fp32"
     recompute: bool = False
     holdout: int = 4

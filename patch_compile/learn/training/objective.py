@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from patch_compile.learn.questions import UNASKED
 from patch_compile.learn.training.gate import Gate, Pull
@@ -66,7 +65,6 @@ class _Loss(torch.autograd.Function):
         return (total / count).float()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         return ctx.gradient.mul_(grads[0]), None, None, None
 
