@@ -105,8 +105,9 @@ def _write_results(compiled: Path, folder: Path) -> None:
     names = [site.node for site in sites]
     log = published.HELP_10 + published.ISSUE_3747 + published.ISSUE_4177
     log += published.VERBOSE_NEW.format(a=names[0], b=names[-1], c="x")
+    recipe = {"sparse": True, "batch": [1, 1, 1], "sequence": [1, 16, 16]}
     files = {
-        "manifest.json": json.dumps({"recipe": {"sparse": True}, "models": [entry]}),
+        "manifest.json": json.dumps({"recipe": recipe, "models": [entry]}),
         "gpu.csv": "NVIDIA RTX A6000, 8.6, 550.54, 49140\n",
         "trtexec.txt": "&&&& RUNNING TensorRT.trtexec [TensorRT v100500]\n",
         "compiled/build.log": log,

@@ -27,7 +27,7 @@ from tests.support import band_mask, masks_of, random_weight
 __all__ = ["CASES", "OUTPUTS", "Case", "command_line", "make_job", "verbs"]
 
 # Parameters that are words, not files.
-NO_FILE = {"tile", "targets", "sparsity"}
+NO_FILE = {"tile", "targets", "sparsity", "prompt"}
 # What is written; all else is read.
 OUTPUTS = {"output", "run", "checkpoint", "cache", "bundle", "plot"}
 # Options that make a verb read or write what it would else have no use for.
@@ -44,7 +44,13 @@ NEEDED: dict[tuple[str, str], tuple[str, ...]] = {
     ("eval", "data"): ("--tokenizer", "@tokenizer.json", "--window", "16"),
     ("verify", "tokenizer"): ("--data", "@text.txt"),
     ("eval", "task_dir"): ("--tasks", "piqa"),
+    ("bench", "into"): ("--import", "@results"),
+    ("generate", "model"): ("--prompt", "w1"),
+    ("generate", "compiled"): ("--prompt", "w1"),
+    ("generate", "tokenizer"): ("--prompt", "w1"),
 }
+# Parameters that stand in place of the positional ones.
+INSTEAD = {("bench", "import_"), ("bench", "into")}
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,7 @@ class Case:
     @property
     def flag(self) -> str:
         """As it is typed."""
-        return "--" + self.name.replace("_", "-")
+        return "--" + self.name.rstrip("_").replace("_", "-")
 
     def __str__(self) -> str:
         return f"{self.verb or 'compile'} {self.name if self.positional else self.flag}"
@@ -85,7 +91,8 @@ def _cases() -> Iterator[Case]:
             hint = hints[parameter.name]
             if parameter.name in NO_FILE or not _may_be_a_file(hint):
                 continue
-            positional = parameter.kind is parameter.POSITIONAL_ONLY
+            kinds = (parameter.POSITIONAL_ONLY, parameter.VAR_POSITIONAL)
+            positional = parameter.kind in kinds
             yield Case(verb, parameter.name, positional, hint)
 
 
@@ -150,7 +157,8 @@ def _results(folder: Path) -> None:
     place = folder / "results" / "compiled"
     place.mkdir(parents=True)
     (place / "status").write_text("0\n", "utf-8")
-    manifest = {"recipe": {"sparse": True}, "models": [entry]}
+    recipe = {"sparse": True, "batch": [1, 1, 1], "sequence": [1, 16, 16]}
+    manifest = {"recipe": recipe, "models": [entry]}
     text = json.dumps(manifest)
     (place.parent / "manifest.json").write_text(text, "utf-8")
 
@@ -163,7 +171,8 @@ def command_line(case: Case, folder: Path, value: Path | str) -> list[str]:
     line = [case.verb] if case.verb else []
     positional, options = [], []
     for other in CASES:
-        if other.verb != case.verb:
+        instead = (case.verb, case.name) in INSTEAD and other.positional
+        if other.verb != case.verb or instead:
             continue
         given = value if other.name == case.name else _valid(other, folder)
         if given is None:

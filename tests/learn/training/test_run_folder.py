@@ -140,7 +140,9 @@ def test_arrays_of_other_gates_are_refused(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_made_is_told_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", "utf-8")
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(RecipeError, match=r"run '.*' \| .* cannot be") as caught:
+        with pytest.raises(
+            RecipeError, match=r"run '.*' \| .*(cannot be|is a file)"
+        ) as caught:
             RunFolder(path, IDENTITY).begin(resume=False)
         assert "\n" not in str(caught.value)
     (tmp_path / "run" / "log.csv").mkdir(parents=True)
