@@ -278,7 +278,7 @@ def damage_external(data: bytes, pick: Pick) -> bytes:
     return bytes(model.SerializeToString())
 
 
-def _fields(message: Message) -> Iterator[tuple[Message, FieldDescriptor]]:
+def _fields(message: Message) -> Iterator[tuple[Message, Any]]:
     """Every field that a message could have, of it and of all that it holds."""
     for field in message.DESCRIPTOR.fields:
         yield message, field
@@ -324,6 +324,7 @@ def _scalar(field: FieldDescriptor, pick: Pick) -> Any:
     if field.type in (FieldDescriptor.TYPE_FLOAT, FieldDescriptor.TYPE_DOUBLE):
         return (0.0, -1.0, float("nan"), float("inf"), 3e38)[pick(5)]
     if field.type == FieldDescriptor.TYPE_ENUM:
+        assert field.enum_type is not None
         values = field.enum_type.values
         return values[pick(len(values))].number
     value = _INTEGERS[pick(len(_INTEGERS))]

@@ -13,10 +13,12 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import atheris  # pyright: ignore[reportMissingImports] # an extra of its own, `make fuzz`
 
-with atheris.instrument_imports(include=["patch_compile"]):
+_instrumented: Any = getattr(atheris, "instrument_imports")  # noqa: B009 # its stubs lack it
+with _instrumented(include=["patch_compile"]):
     from fuzz.readers import READERS, Reader, damaged, make_whole_home, run_case
 
 __all__ = ["Campaign", "campaign"]

@@ -159,7 +159,7 @@ def write_page(found: dict[str, Any]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--cases", type=int, default=200, help="of each reader")
     parser.add_argument("--seconds", type=int, default=20, help="of atheris for each reader")
     parser.add_argument("--part", choices=["tests", "atheris", "readers"], help="only this")

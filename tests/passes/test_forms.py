@@ -177,5 +177,7 @@ def test_a_turn_that_is_not_counted_would_be_seen(
         return value, turned or node.inputs[1].producer() is not None
 
     monkeypatch.setattr(sites, "_operand", once)
-    with pytest.raises(Exception, match=r"differs from the weight|Not equal|not equal"):
+    # Reading the weight the wrong way round fails before there are numbers to compare.
+    seen = r"differs from the weight|[Nn]ot equal|index out of range"
+    with pytest.raises(Exception, match=seen):
         check(tmp_path, "transposed twice", "initializer", 20)

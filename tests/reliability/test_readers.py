@@ -22,13 +22,17 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_whole_home(tmp_path_factory.mktemp("fuzz") / "home")
 
 
+# A reader runs a command; the home is the same for all.
+SLOW = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture)
+
+
 @pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.name)
 def test_whole_file_is_read(home: Path, reader: Reader) -> None:
     assert run_case(reader, home, (home / reader.file).read_bytes()) == "read"
 
 
 @pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.name)
-@settings(max_examples=8, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, suppress_health_check=SLOW)
 @given(draw=st.data())
 def test_damaged_file_is_read_or_refused(
     home: Path, reader: Reader, draw: st.DataObject
