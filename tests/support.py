@@ -22,6 +22,9 @@ from patch_compile.tiles.masks import Masks
 from patch_compile.tiles.pattern import top2_of_4
 from patch_compile.tiles.weight_mask import WeightMask, from_keep
 
+# 1.22, the oldest that we admit, knows neither opset 23 nor all that genai's builder writes.
+OLD_ONNXRUNTIME = tuple(map(int, ort.__version__.split(".")[:2])) < (1, 23)
+
 FLOATS = {
     "float32": (np.dtype(np.float32), TensorProto.FLOAT),
     "float16": (np.dtype(np.float16), TensorProto.FLOAT16),
