@@ -1,11 +1,13 @@
 """What masks cost in perplexity: methods, geometries and budgets on one model.
 
     python benchmarks/quality.py MODEL --train TEXT [TEXT ...] --test TEXT [--rows GLOB ...]
+        [--tasks FOLDER --limit N]
 
 Every row learns masks on the training texts, applies them to the dense weights and measures
 perplexity on the first tokens of the test text: windows of 512 that do not overlap, no special
 tokens, a last part dropped. Rows are merged into results/quality.json, so that they can be run
-one by one; a learned row's checkpoints and log stay in --runs, and it goes on from there.
+one by one; a learned row's checkpoints and log stay in --runs, and it goes on from there. With
+--tasks the same masks answer the first questions of every zero-shot task of the folder.
 """
 
 import argparse
@@ -24,7 +26,8 @@ import torch
 from measuring import RESULTS, write_result
 from numpy.typing import NDArray
 
-from patch_compile import LearnRecipe, Masks, learn_candidates, save_masks
+from patch_compile import LearnRecipe, Masks, evaluate, learn_candidates, save_masks
+from patch_compile.evaluation.settings import EvalRecipe
 from patch_compile.learn.linears import find_linears
 from patch_compile.learn.model import LoadedModel, load_model
 from patch_compile.runtimes.perplexity import text_windows
@@ -91,13 +94,16 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=16_384)
     parser.add_argument("--rows", nargs="*", default=["*"], help="globs of names")
     parser.add_argument("--runs", type=Path, default=Path("quality-runs"))
+    parser.add_argument("--tasks", type=Path, help="folder of task files, NAME.jsonl")
+    parser.add_argument("--limit", type=int, default=200, help="questions of each task")
     options = parser.parse_args()
     model = load_model(str(options.model))
     windows = text_windows(
         options.test, options.model / "tokenizer.json", options.tokens, _WINDOW
     )
     dense = loss_of(model, windows)
-    _report("dense", {"tokens": options.tokens, "perplexity": math.exp(dense)})
+    row = {"tokens": options.tokens, "perplexity": math.exp(dense)}
+    _report("dense", {**row, **_accuracy(None, options)})
     for name, recipe in ROWS.items():
         if any(fnmatch(name, glob) for glob in options.rows):
             row = _measured(model, windows, name, recipe, options)
@@ -126,13 +132,29 @@ def _measured(
     save_masks(masks, folder / "masks.json")
     with masked(model, masks):
         loss = loss_of(model, windows)
+    accuracy = _accuracy(masks, options)
     return {
         "tokens": windows.size,
         "perplexity": math.exp(loss),
         "sparsity": masks.sparsity,
         "seconds": round(seconds, 1),
         "recipe": asdict(recipe),
+        **accuracy,
     }
+
+
+def _accuracy(masks: Masks | None, options: argparse.Namespace) -> dict[str, Any]:
+    """Shares of right answers, by length where a task has that; empty where none is asked."""
+    if options.tasks is None:
+        return {}
+    names = tuple(sorted(path.stem for path in options.tasks.glob("*.jsonl")))
+    recipe = EvalRecipe(tasks=names, limit=options.limit)
+    found = evaluate(options.model, recipe, masks=masks, task_dir=options.tasks)
+    shares = {
+        name: (task.metrics.get("acc_norm") or task.metrics["acc"]).value
+        for name, task in found.tasks.items()
+    }
+    return {"accuracy": shares, "questions": options.limit}
 
 
 class _Progress:
