@@ -228,7 +228,6 @@ def test_spread_weights_go_on_after_a_kill_to_what_one_process_gives(
     ("options", "message"),
     [
         (["--shard", "full"], "shard | is 'full', and there is one process; launch several"),
-        (["--shard", "half"], "shard | is 'half'; expected one of none, full"),
         (["--sparsity", "0.6"], "sparsity | is 0.6; expected a number from 0.0 to 0.5"),
         (["--sparsity", "-0.1"], "sparsity | is -0.1; expected a number from 0.0 to 0.5"),
         (["--tile", "8x6"], "tile width along K | is 6; expected a multiple of 4"),
