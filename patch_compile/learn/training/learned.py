@@ -98,26 +98,7 @@ def learn_gates(
     # None may write a checkpoint before all have looked for one.
     accelerator.wait_for_everyone()
     start = _start(model, linears, cuts, sources, recipe, progress)
-    recompute = recomputed(model.module) if recipe.recompute else nullcontext()
-    # Spread weights cannot be read whole any more.
-    penalties = _penalties(linears, start, recipe)
-    with (
-        gated(model.module, linears, start.gates, start.moment.dtype),
-        recompute,
-        _spread(accelerator, model, start, recipe) as (prepared, optimizer),
-    ):
-        trainer = Trainer(
-            accelerator,
-            prepared,
-            start.gates,
-            optimizer,
-            start.moment,
-            text.train,
-            recipe,
-            start.settings,
-            penalties,
-            model.mask_token,
-        )
+    with _trainer(accelerator, model, linears, start, text, recipe) as trainer:
         if state is not None:
             state.load(start.gates, trainer.optimizer)
             trainer.step = state.step
@@ -196,6 +177,36 @@ def _start(
         asked = f"sparsity | {recipe.aim:g}" if recipe.budget is None else "budget | it"
         raise RecipeError(f"{asked} leaves every tile dense, nothing to learn; ask for more")
     return _Start(gates, moment, prior, chosen)
+
+
+@contextmanager
+def _trainer(
+    accelerator: Accelerator,
+    model: LoadedModel,
+    linears: Mapping[str, Linear],
+    start: _Start,
+    text: Windows,
+    recipe: LearnRecipe,
+) -> Iterator[Trainer]:
+    # First: weights that are spread cannot be read whole.
+    penalties = _penalties(linears, start, recipe)
+    with (
+        gated(model.module, linears, start.gates, start.moment.dtype),
+        recomputed(model.module) if recipe.recompute else nullcontext(),
+        _spread(accelerator, model, start, recipe) as (prepared, optimizer),
+    ):
+        yield Trainer(
+            accelerator,
+            prepared,
+            start.gates,
+            optimizer,
+            start.moment,
+            text.train,
+            recipe,
+            start.settings,
+            penalties,
+            model.mask_token,
+        )
 
 
 @contextmanager

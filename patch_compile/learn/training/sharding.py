@@ -120,6 +120,7 @@ def average_gradients(parameters: Sequence[Tensor]) -> None:
             parameter.grad = torch.zeros_like(parameter)
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     for work in [distributed.all_reduce(grad, async_op=True) for grad in gradients]:
+        assert work is not None
         work.wait()
     for gradient in gradients:
         gradient.div_(distributed.get_world_size())

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import distributed, multiprocessing
+from torch import distributed
+from torch.multiprocessing.spawn import start_processes
 
 PROCESSES = 2
 
@@ -19,9 +20,7 @@ def together(work: Callable[..., None], folder: Path, *arguments: Any) -> None:
         folder: for what it writes, and for the file that the processes meet over.
         arguments: pickled.
     """
-    multiprocessing.start_processes(
-        _process, (work, folder, arguments), PROCESSES, start_method="spawn"
-    )
+    start_processes(_process, (work, folder, arguments), PROCESSES, start_method="spawn")
 
 
 def _process(
