@@ -80,6 +80,10 @@ class LearnRecipe:
         precision: of the forward and backward pass; logits and Adam stay fp32.
         recompute: recompute activations in the backward pass, where the model has blocks that
             can: less memory, more time.
+        shard: of several processes: `none`, each holds all weights of the model; `full`, each
+            keeps its part of them while it learns, and blocks are gathered as they are read
+            (FSDP2). Logits and Adam stay whole in each. With `recompute` no process holds
+            more than a block and the ends of the model besides.
         holdout: windows never learned from, to judge by at every checkpoint.
         checkpoint_every: steps between checkpoints.
     """
@@ -110,6 +114,7 @@ class LearnRecipe:
     norm_term: Literal["paper", "code"] = "code"
     precision: Literal["fp32", "bf16"] = "fp32"
     recompute: bool = False
+    shard: Literal["none", "full"] = "none"
     holdout: int = 4
     checkpoint_every: int = 50
 
@@ -131,6 +136,7 @@ class LearnRecipe:
         self._check_structure()
         self._check_update()
         self._check_budget()
+        self._check_shard()
 
     def _check_selection(self) -> None:
         wrong = {
@@ -195,6 +201,13 @@ class LearnRecipe:
         if self.free or self.update:
             what = "zeros anywhere save no time" if self.free else "--update needs a sparsity"
             raise RecipeError(f"budget | is '{self.budget}', and {what}; leave it out")
+
+    def _check_shard(self) -> None:
+        if self.shard == "full" and not self.learns:
+            raise RecipeError(
+                f"shard | is 'full', and method '{self.method}' takes no steps that weights "
+                "could be spread for; leave it out, or choose a method that learns"
+            )
 
     @property
     def promise(self) -> CompileRecipe | None:

@@ -185,9 +185,49 @@ def test_two_processes_are_one_with_two_passes_a_step(
     assert (tmp_path / "two.run" / "log.csv").read_text("utf-8").count("\n") == 5
 
 
+def test_spread_weights_go_on_after_a_kill_to_what_one_process_gives(
+    llama: Path, text: Path, tmp_path: Path
+) -> None:
+    options = ["--method", "patch-joint", *LEARN[2:], "--steps", "12", "--sparsity", "0.3"]
+    options += ["--checkpoint-every", "1"]
+    alone = ["-m", "patch_compile", "learn", str(llama), "--data", str(text), *options, "-o"]
+    together = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    spread = [sys.executable, *together, *alone, str(tmp_path / "two.json")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    log = tmp_path / "two.run" / "log.csv"
+    # A session of its own: the launcher dies with what it launched.
+    killed = subprocess.Popen(
+        [*spread, "--shard", "full"], env=environment, start_new_session=True
+    )
+    while not log.exists() or log.read_text("utf-8").count("\n") < 4:
+        assert killed.poll() is None
+        time.sleep(0.02)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait(timeout=60)
+    assert not (tmp_path / "two.json").exists()
+    # The other way to ask, as `accelerate launch` with an FSDP config puts it.
+    asked = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    one = [sys.executable, *alone, str(tmp_path / "one.json"), "--accumulate", "2"]
+    for words, more in (([*spread, "--resume"], asked), (one, {})):
+        subprocess.run(words, check=True, env={**environment, **more})
+    assert log.read_text("utf-8").count("\n") == 13
+    logits = []
+    for name in ("one", "two"):
+        (state,) = (tmp_path / f"{name}.run").glob("step-*.safetensors")
+        logits.append(load_file(state))
+    for key, value in logits[0].items():
+        # The processes' gradients are summed in another order than the passes'.
+        np.testing.assert_allclose(logits[1][key], value, rtol=1e-4, atol=1e-5)
+    one_mask, two_mask = (load_masks(tmp_path / f"{name}.json") for name in ("one", "two"))
+    for name, mask in one_mask.weights.items():
+        assert np.array_equal(mask.bits(), two_mask.weights[name].bits())
+    assert two_mask.made_by["recipe"]["shard"] == "full"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--shard", "full"], "shard | is 'full', and there is one process; launch several"),
         (["--sparsity", "0.6"], "sparsity | is 0.6; expected a number from 0.0 to 0.5"),
         (["--sparsity", "-0.1"], "sparsity | is -0.1; expected a number from 0.0 to 0.5"),
         (["--tile", "8x6"], "tile width along K | is 6; expected a multiple of 4"),

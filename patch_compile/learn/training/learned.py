@@ -3,8 +3,8 @@
 N: out features. K: in features. R, C: tiles along N and K.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, parse_flag_from_env
 from numpy.typing import NDArray
 
 from patch_compile.errors import RecipeError
@@ -35,8 +34,10 @@ from patch_compile.learn.training.board import board, check_board
 from patch_compile.learn.training.gate import Gate, Moment, parameters_of
 from patch_compile.learn.training.masked import gated, recomputed
 from patch_compile.learn.training.objective import Penalties
+from patch_compile.learn.training.processes import as_launched, processes
 from patch_compile.learn.training.run_folder import RunFolder
 from patch_compile.learn.training.settings import Settings, settings
+from patch_compile.learn.training.sharding import check_shardable, sharded
 from patch_compile.learn.training.start import free_gates, tiled_gates
 from patch_compile.learn.training.train import Record, Trainer
 from patch_compile.recipe import LearnRecipe
@@ -49,11 +50,8 @@ __all__ = ["learn_gates"]
 # Deviations from 0 beyond which prices are equal: of a large tile, float32 holds them.
 _DEAREST = 60.0
 
-# These cut the gates' logits up; checkpoints and masks are written of whole ones.
-_SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
-
 # What may change between a run and its continuation, or is not read by methods that learn.
-_FREE = frozenset({"checkpoint_every", "sparsity", "structure", "update"})
+_FREE = frozenset({"checkpoint_every", "shard", "sparsity", "structure", "update"})
 
 
 def learn_gates(
@@ -69,7 +67,7 @@ def learn_gates(
     """Learns masks, with a checkpoint every now and then.
 
     Args:
-        model: unchanged afterwards.
+        model: unchanged afterwards; without weights after an error if they were spread.
         sources: texts to calibrate on and to learn from.
         recipe: of a method that learns.
         folder: of the run: checkpoints and log.csv.
@@ -78,9 +76,9 @@ def learn_gates(
         progress: called with (steps done, steps in all, what).
 
     Raises:
-        RecipeError: if the text is too short, the processes are spread by FSDP, no tile would
-            be sparse, or the folder's run is of another recipe, model or text, or is there
-            and `resume` is not asked.
+        RecipeError: if the text is too short, the processes cannot do what they are launched
+            for, the weights cannot be spread, no tile would be sparse, or the folder's run is
+            of another recipe, model or text, or is there and `resume` is not asked.
         ModelError: if nothing can be pruned, or the loss is NaN or infinite.
         RuntimeUnavailable: if TensorBoard is asked for and not installed.
     """
@@ -89,7 +87,10 @@ def learn_gates(
     linears = prunable(model.module, recipe.include, recipe.ignore)
     # First, so that a geometry that does not fit is told before anything slow.
     cuts = layout(model.module, linears, recipe)
-    accelerator = _accelerator()
+    recipe = as_launched(recipe, model.module)
+    accelerator = processes(recipe)
+    if recipe.shard == "full":
+        check_shardable(model.module)
     passes = recipe.accumulate * accelerator.num_processes
     text = _text(model, sources, recipe, passes)
     run = RunFolder(folder, _identity(linears, sources, text, recipe, passes))
@@ -97,9 +98,7 @@ def learn_gates(
     # None may write a checkpoint before all have looked for one.
     accelerator.wait_for_everyone()
     start = _start(model, linears, cuts, sources, recipe, progress)
-    recompute = recomputed(model.module) if recipe.recompute else nullcontext()
-    with gated(model.module, linears, start.gates, start.moment.dtype), recompute:
-        trainer = _trainer(accelerator, model, linears, start, text, recipe)
+    with _trainer(accelerator, model, linears, start, text, recipe) as trainer:
         if state is not None:
             state.load(start.gates, trainer.optimizer)
             trainer.step = state.step
@@ -107,20 +106,6 @@ def learn_gates(
         with board(folder, trainer.step) if wanted else nullcontext() as note:
             _run(trainer, run, text, progress, note)
     return _candidates(start, linears, made_by(model, sources, recipe))
-
-
-def _accelerator() -> Accelerator:
-    # `accelerate launch` may have a precision of its own: the recipe's counts.
-    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
-    for kind in _SHARDED:
-        # Without a GPU Accelerate forgets what it was launched for, and spreads by DDP.
-        asked = parse_flag_from_env(f"ACCELERATE_USE_{kind.value}")
-        if asked or accelerator.distributed_type == kind:
-            raise RecipeError(
-                f"processes | are spread by {kind.value}, which learning cannot do; launch it "
-                "with torchrun, or with `accelerate launch --multi_gpu`"
-            )
-    return accelerator
 
 
 def _identity(
@@ -194,6 +179,7 @@ def _start(
     return _Start(gates, moment, prior, chosen)
 
 
+@contextmanager
 def _trainer(
     accelerator: Accelerator,
     model: LoadedModel,
@@ -201,26 +187,44 @@ def _trainer(
     start: _Start,
     text: Windows,
     recipe: LearnRecipe,
-) -> Trainer:
+) -> Iterator[Trainer]:
+    # First: weights that are spread cannot be read whole.
+    penalties = _penalties(linears, start, recipe)
+    with (
+        gated(model.module, linears, start.gates, start.moment.dtype),
+        recomputed(model.module) if recipe.recompute else nullcontext(),
+        _spread(accelerator, model, start, recipe) as (prepared, optimizer),
+    ):
+        yield Trainer(
+            accelerator,
+            prepared,
+            start.gates,
+            optimizer,
+            start.moment,
+            text.train,
+            recipe,
+            start.settings,
+            penalties,
+            model.mask_token,
+        )
+
+
+@contextmanager
+def _spread(
+    accelerator: Accelerator, model: LoadedModel, start: _Start, recipe: LearnRecipe
+) -> Iterator[tuple[Any, Any]]:
+    """Yields the gated model on its device, for all processes, and its optimiser."""
     logits = [p for p in parameters_of(start.gates).values() if p.requires_grad]
     adam = torch.optim.Adam(logits, lr=0.0, betas=start.settings.betas, fused=True)
-    prepared, optimizer = accelerator.prepare(model.module, adam)
-    return Trainer(
-        accelerator,
-        prepared,
-        start.gates,
-        optimizer,
-        start.moment,
-        text.train,
-        recipe,
-        start.settings,
-        _penalties(linears, start, recipe),
-        model.mask_token,
-    )
+    if recipe.shard == "full":
+        with sharded(model.module, start.gates, accelerator.device) as parts:
+            yield parts, adam
+    else:
+        yield accelerator.prepare(model.module, adam)
 
 
 def _penalties(linears: Mapping[str, Linear], start: _Start, recipe: LearnRecipe) -> Penalties:
-    gates = start.gates
+    gates, weights = start.gates, {n: linears[n].weight.detach() for n in start.gates}
     learned = all(gate.learns_tiles for gate in gates.values())
     timed = learned and recipe.promise is not None
     return Penalties(
@@ -229,8 +233,8 @@ def _penalties(linears: Mapping[str, Linear], start: _Start, recipe: LearnRecipe
         variant=recipe.norm_term,
         target=recipe.density,
         # The gains of a budget of time are shares of the whole.
-        size=1 if timed else sum(linears[name].weight.numel() for name in gates),
-        squares={name: float(linears[name].weight.float().square().sum()) for name in gates},
+        size=1 if timed else sum(weight.numel() for weight in weights.values()),
+        squares={name: float(w.float().square().sum()) for name, w in weights.items()},
     )
 
 

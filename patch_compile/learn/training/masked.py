@@ -14,7 +14,7 @@ from patch_compile.errors import RecipeError
 from patch_compile.learn.linears import Linear, find_linears
 from patch_compile.learn.training.gate import Gate
 
-__all__ = ["MaskedLinear", "gated", "recomputed"]
+__all__ = ["MaskedLinear", "blocks_of", "gated", "recomputed"]
 
 
 class MaskedLinear(nn.Module):
@@ -90,6 +90,15 @@ def _cast(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[None]:
             linear.module.weight = linear.weight
 
 
+def blocks_of(model: nn.Module) -> list[str]:
+    """Lists the paths of a model's transformer blocks, those of transformers' own kind."""
+    return [
+        path
+        for path, module in model.named_modules()
+        if isinstance(module, GradientCheckpointingLayer)
+    ]
+
+
 @contextmanager
 def recomputed(model: PreTrainedModel) -> Iterator[None]:
     """Lets blocks recompute their activations in the backward pass, and ends that again.
@@ -99,7 +108,7 @@ def recomputed(model: PreTrainedModel) -> Iterator[None]:
     Raises:
         RecipeError: if the model has no such blocks.
     """
-    blocks = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    blocks = [model.get_submodule(path) for path in blocks_of(model)]
     if not blocks:
         raise RecipeError(
             f"recompute | {type(model).__name__} has no blocks that can recompute; leave it "

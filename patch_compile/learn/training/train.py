@@ -25,6 +25,7 @@ from patch_compile.learn.training.noise import Draw
 from patch_compile.learn.training.objective import Penalties, language_loss
 from patch_compile.learn.training.schedule import Annealed, learning_rate
 from patch_compile.learn.training.settings import Settings
+from patch_compile.learn.training.sharding import average_gradients
 from patch_compile.recipe import LearnRecipe
 
 __all__ = ["Record", "Trainer"]
@@ -102,6 +103,9 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         passes = [self._pass(micro) for micro in range(self.recipe.accumulate)]
+        if self.recipe.shard == "full":
+            # DDP does this in the backward pass.
+            average_gradients(self._logits())
         self.accelerator.clip_grad_norm_(self._logits(), 1.0)
         with _undivided():
             self.optimizer.step()

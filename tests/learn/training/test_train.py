@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 
 from patch_compile.errors import RecipeError
@@ -122,28 +121,21 @@ def test_progress_says_loss_and_densities(text: Path, tmp_path: Path) -> None:
     assert f"loss {float(log[3].split(',')[1]):.3f}, " in learning[2][2]
 
 
-def test_sharded_logits_are_refused_before_anything_slow(
-    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("flag", "name"),
+    [
+        ("DEEPSPEED", "DeepSpeed"),
+        ("MEGATRON_LM", "Megatron-LM"),
+        ("PARALLELISM_CONFIG", "a parallelism config"),
+    ],
+)
+def test_what_would_cut_logits_is_refused_before_anything_slow(
+    flag: str, name: str, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Sharding:
-        distributed_type = DistributedType.FSDP
-
-    monkeypatch.setattr(learned, "Accelerator", lambda **_: Sharding())
     monkeypatch.setattr(learned, "gather_statistics", lambda *_: pytest.fail("it was slow"))
-    with pytest.raises(RecipeError, match="are spread by FSDP, which learning cannot do"):
-        _learn(tmp_path / "run", text)
-
-
-@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
-def test_what_accelerate_forgets_on_a_cpu_is_refused_too(
-    kind: str, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plain = learned.Accelerator(cpu=True)
-    monkeypatch.setattr(learned, "Accelerator", lambda **_: plain)
-    monkeypatch.setattr(learned, "gather_statistics", lambda *_: pytest.fail("it was slow"))
-    # As `accelerate launch --use_fsdp` sets it.
-    monkeypatch.setenv(f"ACCELERATE_USE_{kind}", "true")
-    with pytest.raises(RecipeError, match=f"are spread by {kind}, which learning cannot do"):
+    # As `accelerate launch` sets it; without a GPU Accelerate itself forgets it.
+    monkeypatch.setenv(f"ACCELERATE_USE_{flag}", "true")
+    with pytest.raises(RecipeError, match=f"are spread by {name}, which learning cannot do"):
         _learn(tmp_path / "run", text)
 
 
