@@ -6,6 +6,7 @@ the command line did its work, or it ended with code 1 and one line.
 
 import json
 import shutil
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
@@ -71,6 +72,10 @@ class Reader:
     settle: Callable[[Path], None] | None = None
 
 
+# What comes out of a damage that meets what an earlier one left.
+_UNREADABLE = (BadZipFile, zlib.error, DecodeError, NotImplementedError, RecursionError)
+
+
 def make_whole_home(folder: Path) -> Path:
     """A folder with a valid file for every reader."""
     make_home(folder)
@@ -86,7 +91,14 @@ def damaged(reader: Reader, clean: bytes, pick: Pick) -> bytes:
         damage = reader.damages[pick(len(reader.damages))]
         try:
             data = damage(data, pick)
-        except (*DAMAGE, BadZipFile, DecodeError, NotImplementedError, RecursionError):
+        except (
+            *DAMAGE,
+            BadZipFile,
+            zlib.error,
+            DecodeError,
+            NotImplementedError,
+            RecursionError,
+        ):
             data = damage_bytes(data, pick)
     return data
 
