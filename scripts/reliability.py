@@ -5,7 +5,7 @@
 Three parts: cases of every reader from a seeded generator, under limits of memory and time;
 atheris over every reader, guided by coverage; and the tests of tests/reliability, those of
 minutes too, and of tests/cli/test_bad_files.py, counted. Results go to
-benchmarks/results/reliability.json and, drawn from it, into docs/reliability.md between the two
+benchmarks/results/reliability.json and, drawn from it, into docs/reliability.md between two
 marks.
 """
 

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
 _SLOW = "export"
 # Logs, and what `--resume` goes on from: they grow while a run goes on.
 _GROWING = ("masks.run/", "compiled.sm86.engine.log")
+_ENGINE, _FACTS = "compiled.sm86.engine", "compiled.sm86.engine.json"
 
 
 def params() -> list[object]:
@@ -72,7 +74,12 @@ def trial_of(home: Path, tmp_path: Path, name: str) -> Trial:
 
 
 def lasting(files: dict[str, bytes]) -> dict[str, bytes]:
-    return {name: data for name, data in files.items() if not name.startswith(_GROWING)}
+    """What is there for good; engines, of which TensorRT-RTX has several, by their digest."""
+    kept = {name: data for name, data in files.items() if not name.startswith(_GROWING)}
+    if {_ENGINE, _FACTS} <= kept.keys():
+        told = json.loads(kept[_FACTS])["engine_sha256"]
+        assert told == sha256(kept[_ENGINE]).hexdigest()
+    return {name: b"" if name in (_ENGINE, _FACTS) else data for name, data in kept.items()}
 
 
 def states(trial: Trial, name: str) -> list[dict[str, bytes]]:
