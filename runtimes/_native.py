@@ -6,7 +6,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from patch_compile.errors import ModelError, PatchCompileError, RuntimeUnavailable
@@ -177,5 +177,5 @@ def _evidence(
         sparsity=read_sparsity(log_lines(log)),
         layers=read_layer_file(layers),
         symbols=tuple(outcome.symbols.items()),
-        memory=read_memory(log_lines(log)),
+        memory=replace(read_memory(log_lines(log)), context=outcome.context),
     )

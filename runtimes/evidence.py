@@ -123,7 +123,8 @@ class DeviceMemory:
         persistent: kept by one execution context for as long as it lives.
         activations: of one execution context, for what layers pass on and for scratch, at the
             largest shapes of the profile.
-        context: what trtexec's execution context took of the last, by its own word.
+        context: what one execution context takes of the last, by the engine's own word or
+            trtexec's; None where no GPU loaded it.
     """
 
     weights: int | None = None

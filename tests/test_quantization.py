@@ -82,6 +82,16 @@ def test_pieces_stay_24_and_write_what_they_should(
     assert type_ in types
 
 
+def test_a_file_that_the_quantiser_would_write_beside_the_model_stays(job: Job) -> None:
+    path = job.compiled()
+    mine = path.with_name("compiled-inferred.onnx")
+    mine.write_bytes(b"mine")
+    before = {file.name for file in job.out.iterdir()}
+    quantize_model(path, INT8, job.text, tokenizer=job.tokenizer)
+    assert mine.read_bytes() == b"mine"
+    assert {file.name for file in job.out.iterdir()} == before
+
+
 @pytest.mark.parametrize(("kind", "rtol"), [("int8", 0.03), ("fp8", 0.15)])
 def test_the_quantised_model_is_the_masked_one_to_its_precision(
     job: Job, kind: Kind, rtol: float

@@ -105,6 +105,12 @@ def test_engine_s_memory_on_the_gpu_is_what_the_builder_tells(model: Path) -> No
     assert (facts["total"], facts["weights"]) == (found.total, found.weights)
 
 
+def test_log_that_cannot_be_written_is_told(model: Path) -> None:
+    (model.parent / "m.engine.log").mkdir()
+    with pytest.raises(ModelError, match=r"log '.*m\.engine\.log' \| cannot be written"):
+        _build(model)
+
+
 def test_log_has_the_words_of_the_builder(model: Path) -> None:
     log = _build(model).log
     assert log == model.parent / "m.engine.log"
