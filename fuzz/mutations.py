@@ -22,6 +22,7 @@ __all__ = [
     "Pick",
     "damage_bytes",
     "damage_external",
+    "damage_gguf",
     "damage_json",
     "damage_lines",
     "damage_onnx",
@@ -100,6 +101,8 @@ _PLACES = (
     "a" * 3000,
     "missing",
 )
+# As far as the keys, values and tensors of a small model are told.
+_GGUF_HEADER = 6000
 # Bytes that formats take for lengths, ends and beginnings.
 _CHUNKS = (b"\xff" * 8, b"\x00" * 8, b"PK\x03\x04", b"{", b'"', b"\x80", b"[" * 2000, b"\n")
 
@@ -199,6 +202,19 @@ def damage_safetensors(data: bytes, pick: Pick) -> bytes:
         return struct.pack("<Q", length) + header + body
     header = damage_json(header, pick)
     return struct.pack("<Q", len(header)) + header + body
+
+
+def damage_gguf(data: bytes, pick: Pick) -> bytes:
+    """Puts another number or text where the header of a GGUF file has one.
+
+    Numbers are little-endian and unaligned, so that any place may be one: version and counts
+    first, then keys and values.
+    """
+    at = 4 + pick(min(len(data), _GGUF_HEADER))
+    kind = ("<I", "<Q")[pick(2)]
+    limit = 2 ** (8 * struct.calcsize(kind)) - 1
+    number = struct.pack(kind, _INTEGERS[pick(len(_INTEGERS))] & limit)
+    return data[:at] + number + data[at + len(number) :]
 
 
 def damage_zip(data: bytes, pick: Pick) -> bytes:

@@ -6,6 +6,7 @@ the command line did its work, or it ended with code 1 and one line.
 
 import json
 import shutil
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
@@ -16,14 +17,16 @@ from zipfile import BadZipFile
 
 from google.protobuf.message import DecodeError
 
+from fuzz.decoding import DECODER, LOG, PART, make_decoder, measure_all
 from fuzz.guard import watched
 from fuzz.home import make_home, quiet_run
-from fuzz.learning import STEP, encode, make_learned, resume
+from fuzz.learning import GGUF, HF, STEP, encode, load, make_learned, resume
 from fuzz.mutations import (
     Damage,
     Pick,
     damage_bytes,
     damage_external,
+    damage_gguf,
     damage_json,
     damage_lines,
     damage_onnx,
@@ -31,6 +34,8 @@ from fuzz.mutations import (
     damage_yaml,
     damage_zip,
 )
+from patch_compile.bench.baselines import make_baselines
+from patch_compile.bench.predictions import read_predictions
 from patch_compile.errors import PatchCompileError
 from patch_compile.evaluation.local_tasks import find_task
 from patch_compile.expected import masked_tensors
@@ -67,10 +72,15 @@ class Reader:
     settle: Callable[[Path], None] | None = None
 
 
+# What comes out of a damage that meets what an earlier one left.
+_UNREADABLE = (BadZipFile, zlib.error, DecodeError, NotImplementedError, RecursionError)
+
+
 def make_whole_home(folder: Path) -> Path:
     """A folder with a valid file for every reader."""
     make_home(folder)
     make_learned(folder)
+    make_decoder(folder)
     return folder
 
 
@@ -81,7 +91,14 @@ def damaged(reader: Reader, clean: bytes, pick: Pick) -> bytes:
         damage = reader.damages[pick(len(reader.damages))]
         try:
             data = damage(data, pick)
-        except (*DAMAGE, BadZipFile, DecodeError, NotImplementedError, RecursionError):
+        except (
+            *DAMAGE,
+            BadZipFile,
+            zlib.error,
+            DecodeError,
+            NotImplementedError,
+            RecursionError,
+        ):
             data = damage_bytes(data, pick)
     return data
 
@@ -174,6 +191,13 @@ def _restoring(folder: Path) -> None:
     path.write_text(json.dumps(report), "utf-8")
 
 
+def _benched(folder: Path) -> object:
+    """All that `bench` reads of a report."""
+    compiled = folder / "out" / "compiled.onnx"
+    made = make_baselines(folder / "model.onnx", compiled, ("all-2:4",), folder / "new")
+    return read_predictions(compiled), made
+
+
 def _text(name: str) -> Callable[[Path], object]:
     return lambda folder: list(read_file(folder / name))
 
@@ -200,6 +224,19 @@ _INSPECT = "inspect", "@model.onnx", "--json"
 
 def _results(file: str, damage: Damage) -> Reader:
     return Reader(f"results/{file}", f"results/{file}", (damage, damage_bytes), _RESULTS)
+
+
+def _generate(file: str, *damages: Damage, folder: str = DECODER) -> Reader:
+    act = _cli(
+        *("generate", f"@{folder}/model.onnx", "--prompts", f"@{folder}/prompts.txt"),
+        *("--chat", "--max-new-tokens", "3", "--json"),
+    )
+    path = f"{folder}/{file}"
+    return Reader(f"generate, {file}", path, (*damages, damage_bytes), act)
+
+
+def _checkpoint(file: str, *damages: Damage) -> Reader:
+    return Reader(f"HF {file}", f"{HF}/{file}", (*damages,), _call(load(HF)))
 
 
 def _config(file: str, *damages: Damage) -> Reader:
@@ -247,6 +284,7 @@ READERS: tuple[Reader, ...] = (
     Reader("m.engine.json", "m.engine.json", _JSON, _call(_engine)),
     Reader("plan.json, verified", "out/plan.json", _JSON, _call(_expected), _restoring),
     Reader("report.json, verified", "out/report.json", _JSON, _call(_expected)),
+    Reader("report.json, benched", "out/report.json", _JSON, _call(_benched)),
     Reader("report.json, drawn", "out/report.json", _JSON, _cli("report", "@out")),
     Reader(
         "report.json, joined",
@@ -264,5 +302,19 @@ READERS: tuple[Reader, ...] = (
     Reader("run/log.csv", "run/log.csv", (damage_lines,), _call(resume)),
     Reader(f"run/{STEP}", f"run/{STEP}", (damage_safetensors,), _call(resume)),
     Reader("tokenizer.json", "tokenizer.json", _JSON, _call(encode)),
+    _generate("model.onnx", damage_onnx),
+    _generate("tokenizer.json", damage_json),
+    _generate("config.json", damage_json),
+    _generate("generation_config.json", damage_json),
+    _generate("tokenizer_config.json", damage_json),
+    _generate("chat_template.jinja", damage_lines, folder="templated"),
+    _generate("prompts.txt", damage_lines),
+    Reader("calibrate, trtexec's log", LOG, (damage_lines, damage_bytes), _call(measure_all)),
+    Reader("calibrate, half done", PART, _JSON, _call(measure_all)),
+    _checkpoint("config.json", damage_json),
+    _checkpoint("model.safetensors", damage_safetensors),
+    _checkpoint("tokenizer.json", damage_json),
+    _checkpoint("tokenizer_config.json", damage_json),
+    Reader("GGUF", GGUF, (damage_bytes, damage_gguf), _call(load(GGUF))),
     Reader("task file", "tasks/piqa.jsonl", (damage_lines,), _call(_tasks)),
 )

@@ -46,7 +46,10 @@ class Campaign:
 
 
 def campaign(reader: Reader, seconds: int) -> Campaign:
-    """Fuzzes one reader for so many seconds in a process of its own."""
+    """Fuzzes one reader for so many seconds in a process of its own.
+
+    The log of one that fails is kept beside its finding.
+    """
     command = [sys.executable, "-W", "ignore", "-m", "fuzz.run", "--reader", reader.name]
     done = subprocess.run(
         [*command, "--seconds", str(seconds), "--inside"],
@@ -55,6 +58,10 @@ def campaign(reader: Reader, seconds: int) -> Campaign:
         errors="replace",
         check=False,
     )
+    if done.returncode:
+        _FINDINGS.mkdir(parents=True, exist_ok=True)
+        name = re.sub(r"\W+", "-", reader.name)
+        (_FINDINGS / f"{name}.log").write_text(done.stderr, "utf-8")
     return Campaign(
         reader.name,
         _stat(done.stderr, "number_of_executed_units"),

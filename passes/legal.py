@@ -121,6 +121,17 @@ def imported_opset(model: ir.Model, interface: Interface) -> Iterator[str]:
         yield f"no opset of the default domain is imported, only {known}"
 
 
+def made_values(model: ir.Model, _: Interface) -> Iterator[str]:
+    """Every node makes something, and every output is made by something."""
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        if not node.outputs:
+            yield f"node '{node.name}' ({node.op_type}) has no output"
+    for value in model.graph.outputs:
+        given = value.is_graph_input() or value.is_initializer()
+        if value.producer() is None and not given:
+            yield f"output '{value.name}' is made by no node"
+
+
 def check_whole(model: ir.Model) -> None:
     """Refuses a model that no runtime would take, before anything is made of it.
 
@@ -128,7 +139,7 @@ def check_whole(model: ir.Model) -> None:
         ModelError: with the first finding.
     """
     interface = Interface.of(model)
-    for predicate in (named_interface, imported_opset, unique_names):
+    for predicate in (named_interface, imported_opset, unique_names, made_values):
         for finding in predicate(model, interface):
             raise ModelError(
                 f"model | is not whole: {finding}; expected a valid graph; export it again"

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from patch_compile.recipe.running import VerifyRecipe as VerifyRecipe
     from patch_compile.results import bundle_engines as bundle_engines
     from patch_compile.results import import_results as import_results
+    from patch_compile.runtimes.engine_file import check_engine as check_engine
     from patch_compile.runtimes.ep_context import export_context as export_context
     from patch_compile.tiles.masks import Masks as Masks
     from patch_compile.verification import verify as verify
@@ -67,6 +68,7 @@ _HOMES = {
     "build_engine": "api",
     "bundle_engines": "results",
     "calibrate": "calibration",
+    "check_engine": "runtimes.engine_file",
     "compile_model": "compiler",
     "EvalRecipe": "evaluation.settings",
     "evaluate": "evaluation.evaluate",

@@ -14,6 +14,7 @@ import numpy as np
 from patch_compile.errors import ModelError, RecipeError, RuntimeUnavailable
 from patch_compile.io.atomic import write_text
 from patch_compile.io.onnx_model import load_model
+from patch_compile.parsing import DAMAGE, parse_json
 from patch_compile.passes.pipeline import inline
 from patch_compile.passes.sites import find_sites
 from patch_compile.passes.structure import find_structure
@@ -54,9 +55,9 @@ class _Part:
         if not self.path.is_file():
             return
         try:
-            data = json.loads(self.path.read_text("utf-8"))
+            data = parse_json(self.path.read_text("utf-8"))
             facts, rows = data["of"], [_row(row) for row in data["rows"]]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except DAMAGE as error:
             raise ModelError(
                 f"measurements '{self.path}' | cannot be read: {error}; delete the file"
             ) from error

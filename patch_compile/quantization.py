@@ -24,6 +24,7 @@ from patch_compile.io.onnx_model import load_model
 from patch_compile.names import chosen
 from patch_compile.page.render import page_of
 from patch_compile.papers import with_versions
+from patch_compile.parsing import parse_json
 from patch_compile.passes.quantized import quantized_pieces
 from patch_compile.passes.sites import WEIGHT
 from patch_compile.quantizer import Feeds, Reader, float_weight, quantise
@@ -230,5 +231,5 @@ def _checked(
 
 def _with_note(found: Quantized, text: str) -> str:
     used = {"onnxruntime": require("onnxruntime", "cpu").__version__}
-    report = {**with_versions(json.loads(text), used), "quantized": asdict(found)}
+    report = {**with_versions(parse_json(text), used), "quantized": asdict(found)}
     return json.dumps(report, indent=1) + "\n"

@@ -2,9 +2,11 @@
 
 import io
 import logging
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import ml_dtypes
@@ -12,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from patch_compile._require import require
-from patch_compile.io.onnx_model import load_model
+from patch_compile.io.onnx_model import external_files, load_model
 from patch_compile.recipe import QuantizeRecipe
 from patch_compile.sensitivity import Sensitivity
 
@@ -90,9 +92,14 @@ def quantise(
     if not int8:
         method = "Distribution"
         options["TensorQuantOverrides"] = _fp8_scales(load_model(model), wanted)
-    with runtime.explained(f"model '{model}'"), _hushed():
+    with (
+        TemporaryDirectory(dir=target.parent) as own,
+        runtime.explained(f"model '{model}'"),
+        _hushed(),
+    ):
         tools.quantize_static(
-            model,
+            # It writes beside its input, over what may lie there.
+            _copied(model, Path(own)),
             target,
             reader,
             op_types_to_quantize=["MatMul"],
@@ -104,6 +111,15 @@ def quantise(
             use_external_data_format=True,
             extra_options=options,
         )
+
+
+def _copied(model: Path, folder: Path) -> Path:
+    """Copies a model and its data files into a folder, and returns the model's path there."""
+    for file in (model, *external_files(load_model(model))):
+        place = folder / file.relative_to(model.parent)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, place)
+    return folder / model.name
 
 
 def _fp8_scales(

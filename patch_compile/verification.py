@@ -1,6 +1,5 @@
 """Is the compiled model the masked model? ONNX Runtime is asked."""
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -15,6 +14,7 @@ from patch_compile.errors import RecipeError
 from patch_compile.expected import masked_tensors, read_beside, recipe_beside
 from patch_compile.names import written
 from patch_compile.papers import add_to_report, with_versions
+from patch_compile.parsing import parse_json
 from patch_compile.recipe import VerifyRecipe
 from patch_compile.tiles.masks import Masks
 
@@ -166,7 +166,7 @@ class _Change:
 
 def _change(compiled: Path) -> _Change:
     def read(text: str) -> str | None:
-        kind = json.loads(text).get("quantized", {}).get("type")
+        kind = parse_json(text).get("quantized", {}).get("type")
         return None if kind is None else str(kind)
 
     return _Change(recipe_beside(compiled).dtype, read_beside(compiled, "report.json", read))

@@ -66,12 +66,15 @@ class Outcome:
         flags: names of the builder flags that were set, and of what else was chosen.
         profiles: least, best and most shape by input name.
         symbols: size of each named dynamic axis at the best point.
+        context: bytes on the GPU that one execution context takes, as the engine says; None
+            where no GPU could load it.
     """
 
     version: str
     flags: tuple[str, ...]
     profiles: dict[str, tuple[tuple[int, ...], ...]]
     symbols: dict[str, int]
+    context: int | None = None
 
 
 def write_job(folder: Path, job: Job) -> None:
@@ -104,7 +107,13 @@ def read_outcome(folder: Path) -> Outcome | PatchCompileError | None:
         if name in fields:
             return kind(fields[name])
     profiles = {k: tuple(tuple(s) for s in v) for k, v in fields["profiles"].items()}
-    return Outcome(fields["version"], tuple(fields["flags"]), profiles, fields["symbols"])
+    return Outcome(
+        fields["version"],
+        tuple(fields["flags"]),
+        profiles,
+        fields["symbols"],
+        fields["context"],
+    )
 
 
 def write_progress(folder: Path, done: int, total: int, what: str) -> None:

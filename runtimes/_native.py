@@ -6,7 +6,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from patch_compile.errors import ModelError, PatchCompileError, RuntimeUnavailable
@@ -19,7 +19,7 @@ from patch_compile.runtimes.engines import EngineResult
 from patch_compile.runtimes.evidence import Evidence
 from patch_compile.runtimes.gpu import Gpu, find_gpus
 from patch_compile.runtimes.layer_info import read_layer_file
-from patch_compile.runtimes.trtexec_log import read_sparsity
+from patch_compile.runtimes.trtexec_log import log_lines, read_memory, read_sparsity
 
 __all__ = ["Package", "build_native"]
 
@@ -168,15 +168,14 @@ def _show(folder: Path, progress: Progress | None) -> None:
 def _evidence(
     recipe: BuildRecipe, outcome: Outcome, gpu: Gpu | None, log: Path, layers: Path
 ) -> Evidence:
-    with log.open(encoding="utf-8", errors="replace") as lines:
-        sparsity = read_sparsity(lines)
     return Evidence(
         backend=recipe.engine,
         version=outcome.version,
         device="" if gpu is None else gpu.name,
         sm=None if gpu is None else gpu.sm,
         requested=recipe.sparse,
-        sparsity=sparsity,
+        sparsity=read_sparsity(log_lines(log)),
         layers=read_layer_file(layers),
         symbols=tuple(outcome.symbols.items()),
+        memory=replace(read_memory(log_lines(log)), context=outcome.context),
     )

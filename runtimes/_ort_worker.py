@@ -18,6 +18,7 @@ from patch_compile.errors import PatchCompileError, RecipeError
 from patch_compile.recipe import BenchRecipe
 from patch_compile.runtimes.device import device_name
 from patch_compile.runtimes.free_axes import pin_axes
+from patch_compile.runtimes.gpu import process_bytes
 from patch_compile.runtimes.inputs import input_shapes, random_inputs
 from patch_compile.runtimes.onnxruntime import (
     explained,
@@ -107,6 +108,7 @@ class _Model:
             "build_seconds": self._seconds,
             "peak_bytes": _peak_bytes(),
             "nodes": self._nodes,
+            "device_bytes": None if self._device == "cpu" else process_bytes(os.getpid()),
         }
 
 

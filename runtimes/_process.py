@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from patch_compile.errors import RuntimeUnavailable
+from patch_compile.errors import ModelError, RuntimeUnavailable
 
 __all__ = ["death", "run_logged", "tail"]
 
@@ -38,6 +38,7 @@ def run_logged(
         environment: variables of the process; by default ours.
 
     Raises:
+        ModelError: if the log cannot be written.
         RuntimeUnavailable: if it cannot start or takes too long.
     """
     try:
@@ -57,6 +58,11 @@ def run_logged(
             f"time-out; last words: {tail(log)}; full log: '{log}'"
         ) from error
     except OSError as error:
+        if error.filename == str(log):
+            raise ModelError(
+                f"log '{log}' | cannot be written: {error.strerror}; free some space or "
+                "choose another folder"
+            ) from error
         raise RuntimeUnavailable(
             f"{subject} | cannot run '{command[0]}': {error.strerror}; check its path and "
             "permissions"

@@ -109,10 +109,9 @@ def _build(trt: Any, job: Job, folder: Path) -> Outcome:
     Path(job.engine).write_bytes(memoryview(plan))
     if cache is not None:
         _keep(Path(job.timing_cache), memoryview(cache.serialize()))
-    if job.layers:
-        _inspect(trt, log, plan, Path(job.layers))
+    context = _inspect(trt, log, plan, Path(job.layers)) if job.layers else None
     flags = _flags(trt, config, job)
-    return Outcome(trt.__version__, flags, shapes, symbol_sizes(inputs, shapes))
+    return Outcome(trt.__version__, flags, shapes, symbol_sizes(inputs, shapes), context)
 
 
 def _network_flags(trt: Any, job: Job) -> int:
@@ -171,15 +170,23 @@ def _keep(path: Path, data: memoryview) -> None:
     part.replace(path)
 
 
-def _inspect(trt: Any, log: Any, plan: Any, path: Path) -> None:
-    """Writes what the engine tells of its layers, if this GPU can load it."""
+def _inspect(trt: Any, log: Any, plan: Any, path: Path) -> int | None:
+    """Writes what the engine tells of its layers, if this GPU can load it.
+
+    Returns:
+        What it says of a context's memory, in bytes.
+    """
     runtime = trt.Runtime(log)
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
-        return
+        return None
     inspector = engine.create_engine_inspector()
     text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
     path.write_text(text, encoding="utf-8")
+    # RTX 1.7 has the first alone, older releases of TensorRT the second.
+    size = getattr(engine, "device_memory_size_v2", None)
+    found: int | None = getattr(engine, "device_memory_size", None) if size is None else size
+    return found
 
 
 def _parse(parser: Any, log: Any, job: Job) -> None:

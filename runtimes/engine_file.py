@@ -7,7 +7,7 @@ in words of its own, so its side file is read first.
 import hashlib
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -132,6 +132,7 @@ def write_facts(
         "hardware": recipe.hardware,
         "flags": list(flags),
         "profiles": profiles,
+        "gpu_memory": {**asdict(evidence.memory), "total": evidence.memory.total},
         "sparsity": {
             "requested": recipe.sparse,
             "found": "unknown" if sparsity.found is None else sparsity.found,

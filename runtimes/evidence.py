@@ -6,7 +6,15 @@ Nothing here is a guess. A field is None, or a tuple empty, where nobody said an
 import re
 from dataclasses import dataclass
 
-__all__ = ["EngineLayer", "Evidence", "Performance", "Sparsity", "Spread", "sparse_kernel"]
+__all__ = [
+    "DeviceMemory",
+    "EngineLayer",
+    "Evidence",
+    "Performance",
+    "Sparsity",
+    "Spread",
+    "sparse_kernel",
+]
 
 # Names of 2:4 kernels, as in sm80_xmma_sparse_gemm_..._sptensor16x8x64 (the names inside the
 # library) and sm80_xmma_fprop_avdt_sparse_int8int8_... (NVIDIA/TensorRT#4020); `spmma` is
@@ -107,6 +115,36 @@ class Performance:
 
 
 @dataclass(frozen=True)
+class DeviceMemory:
+    """Memory that an engine wants on the GPU, in bytes, as its builder's log tells.
+
+    Attributes:
+        weights: of the engine.
+        persistent: kept by one execution context for as long as it lives.
+        activations: of one execution context, for what layers pass on and for scratch, at the
+            largest shapes of the profile.
+        context: what one execution context takes of the last, by the engine's own word or
+            trtexec's; None where no GPU loaded it.
+    """
+
+    weights: int | None = None
+    persistent: int | None = None
+    activations: int | None = None
+    context: int | None = None
+
+    @property
+    def total(self) -> int | None:
+        """All of an engine with one context; None where the log leaves a part out.
+
+        CUDA's own share and the inputs and outputs, which are the caller's, are not in it.
+        """
+        working = self.activations if self.context is None else self.context
+        parts = (self.weights, self.persistent, working)
+        known = [part for part in parts if part is not None]
+        return sum(known) if len(known) == len(parts) else None
+
+
+@dataclass(frozen=True)
 class Evidence:
     """All that is known of how an engine came out.
 
@@ -120,6 +158,7 @@ class Evidence:
         layers: what the inspector says; empty if nobody asked it.
         symbols: sizes of the dynamic axes at the point that tactics were timed at.
         performance: what was measured.
+        memory: what the engine wants on the GPU.
     """
 
     backend: str
@@ -131,3 +170,4 @@ class Evidence:
     layers: tuple[EngineLayer, ...] = ()
     symbols: tuple[tuple[str, int], ...] = ()
     performance: Performance | None = None
+    memory: DeviceMemory = DeviceMemory()

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from patch_compile.errors import RuntimeUnavailable
 from patch_compile.recipe import BuildRecipe
+from patch_compile.runtimes.evidence import Evidence
 from patch_compile.runtimes.trtexec import build_engine
 from patch_compile.tiles.pattern import top2_of_4
 
-__all__ = ["Timed", "gemm_model", "time_gemm"]
+__all__ = ["Timed", "gemm_model", "time_gemm", "timed"]
 
 GemmType = Literal["fp16", "bf16"]
 
@@ -90,10 +91,24 @@ def time_gemm(
         folder = Path(name)
         ir.save(gemm_model(m, n, k, dtype, sparse24=sparse24), folder / "gemm.onnx")
         found = build_engine(folder / "gemm.onnx", folder / "gemm.engine", recipe).evidence
-    performance = found.performance
-    if performance is None or performance.compute is None:
+    return timed(found, (m, n, k))
+
+
+def timed(found: Evidence, size: tuple[int, int, int]) -> Timed:
+    """Returns the time that trtexec told of one product.
+
+    Args:
+        found: what its log told.
+        size: M, N, K of the product, for the message.
+
+    Raises:
+        RuntimeUnavailable: if it told none, or none that a product can take.
+    """
+    compute = None if found.performance is None else found.performance.compute
+    if compute is None or not compute.median > 0:
+        told = "no GPU compute time" if compute is None else f"{compute.median} ms"
         raise RuntimeUnavailable(
-            f"trtexec | told no GPU compute time of a product of {m} x {n} x {k}; expected "
+            f"trtexec | told {told} of a product of {' x '.join(map(str, size))}; expected "
             "'GPU Compute Time' in its log; try another release of TensorRT"
         )
-    return Timed(1000 * performance.compute.median, found.version, found.sparsity.chose)
+    return Timed(1000 * compute.median, found.version, found.sparsity.chose)

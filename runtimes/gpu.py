@@ -4,7 +4,7 @@ import re
 import subprocess
 from dataclasses import dataclass
 
-__all__ = ["Gpu", "find_gpus", "read_gpus"]
+__all__ = ["Gpu", "find_gpus", "process_bytes", "read_gpus", "read_process_bytes"]
 
 _QUERY = ("name", "compute_cap", "driver_version", "memory.total")
 _SECONDS = 20.0
@@ -13,6 +13,8 @@ _ROW = re.compile(
     r"(?P<name>[^,]+?) *, *(?P<major>[0-9]{1,3})\.(?P<minor>[0-9]) *, *(?P<driver>[^,]*?) *, *"
     r"(?P<memory>[0-9]{1,9})(\.[0-9]*)?"
 )
+
+_PROCESS = re.compile(r"([0-9]{1,9}) *, *([0-9]{1,9})")
 
 
 @dataclass(frozen=True)
@@ -34,18 +36,18 @@ class Gpu:
 
 def find_gpus() -> tuple[Gpu, ...]:
     """Lists the GPUs that `nvidia-smi` sees; none where it is missing or fails."""
-    command = [
-        "nvidia-smi",
-        f"--query-gpu={','.join(_QUERY)}",
-        "--format=csv,noheader,nounits",
-    ]
+    return read_gpus(_asked(f"--query-gpu={','.join(_QUERY)}"))
+
+
+def _asked(query: str) -> str:
+    """What `nvidia-smi` answers; nothing where it is missing or fails."""
+    command = ["nvidia-smi", query, "--format=csv,noheader,nounits"]
     try:
-        done = subprocess.run(
+        return subprocess.run(
             command, capture_output=True, text=True, timeout=_SECONDS, check=True
-        )
+        ).stdout
     except (OSError, subprocess.SubprocessError):
-        return ()
-    return read_gpus(done.stdout)
+        return ""
 
 
 def read_gpus(text: str) -> tuple[Gpu, ...]:
@@ -56,3 +58,20 @@ def read_gpus(text: str) -> tuple[Gpu, ...]:
         for row in matches
         if row is not None
     )
+
+
+def process_bytes(pid: int) -> int | None:
+    """Returns what a process holds of all GPUs' memory now; None where the driver is silent.
+
+    In a container the driver may know the process by another number.
+    """
+    return read_process_bytes(_asked("--query-compute-apps=pid,used_memory"), pid)
+
+
+def read_process_bytes(text: str, pid: int) -> int | None:
+    """Returns the bytes in nvidia-smi's lines, as in `1234, 512`: a process and its MiB."""
+    rows = (
+        re.fullmatch(r"([0-9]{1,9}) *, *([0-9]{1,9})", x.strip()) for x in text.splitlines()
+    )
+    held = [int(row[2]) * 2**20 for row in rows if row is not None and int(row[1]) == pid]
+    return sum(held) if held else None

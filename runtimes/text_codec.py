@@ -1,6 +1,5 @@
 """Prompts to tokens and tokens to text, as the files beside a tokenizer say."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from patch_compile.errors import ModelError, RecipeError
+from patch_compile.parsing import parse_json
 from patch_compile.runtimes.perplexity import load_tokenizer
 
 __all__ = ["Spelling", "TextCodec", "open_codec"]
@@ -48,9 +48,11 @@ class TextCodec:
             chat: put it into the chat template.
 
         Raises:
-            RecipeError: if it has no tokens.
+            RecipeError: if it has no tokens, or is no text.
             ModelError: if there is no chat template, or it fails.
         """
+        if not _is_text(prompt):
+            raise RecipeError(f"prompt {prompt!r} | is not UTF-8; give text")
         text = self._chat(prompt) if chat else prompt
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=not chat).ids
         if not ids:
@@ -72,17 +74,25 @@ class TextCodec:
         rooms = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
         rooms.globals["raise_exception"] = _refuse
         try:
-            return rooms.from_string(self.template).render(
+            text = rooms.from_string(self.template).render(
                 messages=[{"role": "user", "content": prompt}],
                 add_generation_prompt=True,
                 **self.special,
             )
+            # Halves of surrogate pairs are no text.
+            text.encode()
         # It is foreign code, and raises what it likes.
         except Exception as error:
             raise ModelError(
                 f"tokenizer '{self.folder}' | has a chat template that fails: "
                 f"{' '.join(str(error).split())}; leave --chat out"
             ) from error
+        return text
+
+
+def _is_text(words: str) -> bool:
+    """Arguments hold halves of surrogate pairs in place of bytes that are no UTF-8."""
+    return all(not "\ud800" <= letter <= "\udfff" for letter in words)
 
 
 def _refuse(message: str) -> None:
@@ -151,8 +161,8 @@ def _facts(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        facts = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        facts = parse_json(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
         raise ModelError(
             f"file '{path}' | cannot be read: {' '.join(str(error).split())}; restore it"
         ) from error

@@ -39,6 +39,9 @@ class ModelFacts:
             None if unknown.
         engine_bytes: size of the engine that was built; None where there is none, or where
             the runtime keeps it to itself.
+        device_bytes: what the model takes of the GPU's memory: for trtexec an engine with one
+            context, by its builder's log; for ONNX Runtime the whole process, by the driver;
+            None if unknown.
     """
 
     version: str
@@ -47,6 +50,7 @@ class ModelFacts:
     peak_bytes: int | None
     nodes: dict[str, int] | None
     engine_bytes: int | None = None
+    device_bytes: int | None = None
 
 
 class TimedModel(Protocol):

@@ -8,7 +8,6 @@ import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import IO
@@ -32,8 +31,10 @@ from patch_compile.runtimes.trtexec_command import (
     trtexec_command,
 )
 from patch_compile.runtimes.trtexec_log import (
+    log_lines,
     read_device,
     read_errors,
+    read_memory,
     read_performance,
     read_sparsity,
     read_version,
@@ -46,8 +47,6 @@ Progress = Callable[[int, int, str], None]
 
 # Lines that hold the banner, the options and the GPU.
 _HEAD = 400
-# A longer line is read in parts: a log may be anything.
-_LONGEST = 2**20
 
 
 def build_engine(
@@ -151,7 +150,7 @@ def _run(
 
 
 def _failure(code: int, log: Path) -> PatchCompileError:
-    errors = read_errors(_lines(log))
+    errors = read_errors(log_lines(log))
     said = errors[0] if errors else f"last words: {tail(log)}"
     kind = RuntimeUnavailable if code < 0 else ModelError
     end = death(code) if code else "wrote no engine"
@@ -189,7 +188,7 @@ def read_evidence(
         ModelError: if the layers are damaged.
     """
     # A verbose log is long: it is never held whole.
-    head = list(islice(_lines(log), _HEAD))
+    head = list(islice(log_lines(log), _HEAD))
     device, sm = read_device(head)
     version = read_version("".join(head))
     return Evidence(
@@ -198,15 +197,9 @@ def read_evidence(
         device=device,
         sm=sm,
         requested=requested,
-        sparsity=read_sparsity(_lines(log)),
+        sparsity=read_sparsity(log_lines(log)),
         layers=read_layer_file(layers),
         symbols=tuple(symbols.items()),
-        performance=read_performance(_lines(log)),
+        performance=read_performance(log_lines(log)),
+        memory=read_memory(log_lines(log)),
     )
-
-
-def _lines(log: Path) -> Iterator[str]:
-    if not log.is_file():
-        return
-    with log.open(encoding="utf-8", errors="replace") as lines:
-        yield from iter(partial(lines.readline, _LONGEST), "")

@@ -8,18 +8,24 @@ with names in verbose logs alone. Both come once a pass; the last is that of the
 
 import re
 from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
 
-from patch_compile.runtimes.evidence import Performance, Sparsity, Spread
+from patch_compile.runtimes.evidence import DeviceMemory, Performance, Sparsity, Spread
 
 __all__ = [
+    "log_lines",
     "read_device",
     "read_errors",
+    "read_memory",
     "read_performance",
     "read_sparsity",
     "read_version",
     "stage",
 ]
 
+# A longer line is read in parts: a log may be anything.
+_LONGEST = 2**20
 _LEAD = r"\(Sparsity\) "
 _OLD_FOUND = re.compile(_LEAD + r"Layers eligible for sparse math:(?P<names>.*)")
 _OLD_CHOSE = re.compile(
@@ -42,6 +48,13 @@ _SPREAD = re.compile(
 _PERCENTILE = re.compile(rf"percentile\(({_NUMBER})%\) = ({_NUMBER}) ms")
 _THROUGHPUT = re.compile(rf"\] Throughput: ({_NUMBER}) qps")
 _BUILT = re.compile(rf"Engine built in ({_NUMBER}) sec")
+# In bytes, with the word from 10 on; all by the builder but the last.
+_MEMORY = {
+    "weights": re.compile(r"Total Weights Memory: ([0-9]{1,19})(?: bytes)?\s*$"),
+    "persistent": re.compile(r"Total Device Persistent Memory: ([0-9]{1,19})(?: bytes)?\s*$"),
+    "activations": re.compile(r"Total Activation Memory: ([0-9]{1,19})(?: bytes)?\s*$"),
+}
+_CONTEXT = re.compile(rf"Created execution context with device memory size: ({_NUMBER}) MiB")
 _BANNER = re.compile(r"TensorRT\.trtexec \[TensorRT v([0-9]{1,9})\]")
 _DEVICE = re.compile(r"Selected Device: (.+)")
 _CAPABILITY = re.compile(r"Compute Capability: ([0-9]{1,3})\.([0-9]{1,3})")
@@ -58,6 +71,14 @@ _STAGES = (
     ("=== Performance summary", "reporting"),
     ("&&&& PASSED", "done"),
 )
+
+
+def log_lines(log: Path) -> Iterator[str]:
+    """Yields the lines of a log, which is never held whole; none if there is no such file."""
+    if not log.is_file():
+        return
+    with log.open(encoding="utf-8", errors="replace") as lines:
+        yield from iter(partial(lines.readline, _LONGEST), "")
 
 
 def read_sparsity(lines: Iterable[str]) -> Sparsity:
@@ -144,6 +165,28 @@ def _read_spread(match: re.Match[str]) -> Spread:
             for percent, value in _PERCENTILE.findall(match["rest"])
         ),
     )
+
+
+def read_memory(lines: Iterable[str]) -> DeviceMemory:
+    """Returns what a log says of the engine's memory on the GPU.
+
+    Of several engines it is the last one's. TensorRT 8 names no weights: the sum stays
+    unknown.
+    """
+    found: dict[str, int] = {}
+    for line in lines:
+        for part, pattern in _MEMORY.items():
+            match = pattern.search(line)
+            if match is not None:
+                found[part] = int(match[1])
+        match = _CONTEXT.search(line)
+        if match is not None:
+            found["context"] = _bytes_of(match[1])
+    return DeviceMemory(**found)
+
+
+def _bytes_of(mebibytes: str) -> int:
+    return round(float(mebibytes) * 2**20)
 
 
 def read_version(text: str) -> tuple[int, int, int] | None:

@@ -102,6 +102,7 @@ class TrtexecModel:
             peak_bytes=None,
             nodes={"TensorRT": len(evidence.layers)} if evidence.layers else None,
             engine_bytes=self._built.bytes,
+            device_bytes=evidence.memory.total,
         )
 
     def close(self) -> None:

@@ -3,9 +3,10 @@
     python scripts/reliability.py [--cases 200] [--seconds 20] [--part tests]
 
 Three parts: cases of every reader from a seeded generator, under limits of memory and time;
-atheris over every reader, guided by coverage; and the tests of tests/reliability and
-tests/cli/test_bad_files.py, counted. Results go to benchmarks/results/reliability.json and,
-drawn from it, into docs/reliability.md between the two marks.
+atheris over every reader, guided by coverage; and the tests of tests/reliability, those of
+minutes too, and of tests/cli/test_bad_files.py, counted. Results go to
+benchmarks/results/reliability.json and, drawn from it, into docs/reliability.md between two
+marks.
 """
 
 import argparse
@@ -34,6 +35,7 @@ PAGE = ROOT / "docs" / "reliability.md"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 TESTS = (
     "tests/reliability/test_failures.py",
+    "tests/reliability/test_long_verbs.py",
     "tests/reliability/test_models.py",
     "tests/reliability/test_readers.py",
     "tests/cli/test_bad_files.py",
@@ -101,7 +103,7 @@ def tested(paths: Sequence[str]) -> dict[str, dict[str, int]]:
     """Counts the outcomes of every test function over its parameters; others stay."""
     with TemporaryDirectory() as place:
         report = Path(place) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:randomly", *paths]
+        command = [sys.executable, "-m", "pytest", "-q", "--slow", "-p", "no:randomly", *paths]
         subprocess.run([*command, f"--junitxml={report}"], cwd=ROOT, check=False)
         cases = ElementTree.parse(report).iter("testcase")
         counts: dict[str, Counter[str]] = {}

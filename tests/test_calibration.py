@@ -13,7 +13,8 @@ from patch_compile.cli.main import run
 from patch_compile.errors import ModelError, RecipeError, RuntimeUnavailable
 from patch_compile.recipe import CalibrateRecipe, CompileRecipe
 from patch_compile.runtimes import trtexec
-from patch_compile.runtimes.gemm import Timed, gemm_model, time_gemm
+from patch_compile.runtimes.evidence import Evidence, Performance, Spread
+from patch_compile.runtimes.gemm import Timed, gemm_model, time_gemm, timed
 from patch_compile.runtimes.gpu import Gpu, find_gpus
 from patch_compile.targets.datasheets import named
 from patch_compile.targets.table import Table
@@ -123,9 +124,23 @@ def test_measurements_of_another_gpu_are_not_mixed(model: Path) -> None:
     with pytest.raises(ModelError, match=r"not of .*NVIDIA L4.*; delete the file") as caught:
         calibrate(model, output, RECIPE, measure=Law(), gpu=other)
     assert "\n" not in str(caught.value)
-    model.with_name("gpu.part.json").write_text("{}")
+
+
+@pytest.mark.parametrize(
+    "text", ["{}", "[" * 900 + "]" * 900, '{"of": {}, "rows": [[Infinity, 1, 1, 1, 1]]}']
+)
+def test_damaged_measurements_are_told(model: Path, text: str) -> None:
+    model.with_name("gpu.part.json").write_text(text)
     with pytest.raises(ModelError, match="cannot be read"):
-        calibrate(model, output, RECIPE, measure=Law(), gpu=GPU)
+        calibrate(model, model.with_name("gpu.json"), RECIPE, measure=Law(), gpu=GPU)
+
+
+@pytest.mark.parametrize("median", [0.0, float("nan")])
+def test_a_time_that_no_product_takes_is_refused(median: float) -> None:
+    spread = Spread(median, median, median, median)
+    found = Evidence("trtexec", performance=Performance(compute=spread))
+    with pytest.raises(RuntimeUnavailable, match=r"told .* ms of a product of 16 x 8 x 4"):
+        timed(found, (16, 8, 4))
 
 
 @pytest.mark.skipif(bool(find_gpus()), reason="there is a GPU")

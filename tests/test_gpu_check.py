@@ -29,6 +29,7 @@ SILENT = {
     "tensorrts engine computes what onnxruntime computes",
     "the doctor finds gpu and driver working",
     "rtx tells of layers where there is a gpu",
+    "tensorrt tells the memory that its engine takes",
 }
 # Tells of the model it is given what TensorRT would: a sparse kernel for every 2:4 product,
 # where asked, and of the compiled model's time half.

@@ -4,6 +4,7 @@ import-linter, which `make check` runs, holds the arrows between layers; it cann
 """
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,19 @@ def test_nothing_imports_a_second_copy_of_a_package(folder: str) -> None:
 )
 def test_a_second_copy_would_be_seen(line: str) -> None:
     assert {name.split(".")[0] for name in _imported(ast.parse(line))} & COPIES
+
+
+def test_the_layers_that_contributing_tells_are_those_of_the_contract() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    (told,) = re.findall(r"arrows down only: `([^`]+)`", text)
+    # Python 3.10 has no reader of TOML.
+    (held,) = re.findall(
+        r"^layers = \[(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.M | re.S
+    )
+    layers = re.findall(r'"([^"]+)"', held.replace("patch_compile.", ""))
+    assert [set(layer.split()) for layer in told.split(" -> ")] == [
+        set(layer.split()) for layer in layers
+    ]
 
 
 @pytest.mark.parametrize("name", ["passes", "runtimes"])

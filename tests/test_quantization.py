@@ -10,24 +10,20 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
-from onnx import TensorProto, helper, numpy_helper
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
+from onnx import numpy_helper
 
 from patch_compile import quantization
 from patch_compile.compiler import compile_model
 from patch_compile.errors import InternalError, ModelError, RecipeError
-from patch_compile.io.masks_file import save_masks
 from patch_compile.io.onnx_model import load_model
 from patch_compile.passes.quantized import quantized_pieces
 from patch_compile.quantization import quantize_model
 from patch_compile.recipe import CastType, CompileRecipe, QuantizeRecipe, VerifyRecipe
 from patch_compile.verification import verify
 from tests.cli.conftest import Cli, cli  # noqa: F401  # a fixture
-from tests.support import band_mask, masks_of, random_mask, random_weight, said
+from tests.support import said
+from tests.words import words
 
-WORDS = 40
 Kind = Literal["int8", "fp8"]
 INT8 = QuantizeRecipe(quantize="int8", calibration_tokens=64, calibration_window=16)
 
@@ -57,37 +53,7 @@ class Job:
 
 @pytest.fixture
 def job(tmp_path: Path) -> Job:
-    rng = np.random.default_rng(0)
-    a, b = random_weight(rng, 64, 32), random_weight(rng, WORDS, 64)
-    a, b = 0.2 * a, 0.2 * b
-    table = rng.standard_normal((WORDS, 32)).astype(np.float32)
-    tensors = {"table": table, "a.weight": a.T, "b.weight": b.T}
-    nodes = [
-        helper.make_node("Gather", ["table", "input_ids"], ["x"], name="embed"),
-        helper.make_node("MatMul", ["x", "a.weight"], ["h"], name="a"),
-        helper.make_node("Relu", ["h"], ["r"], name="relu"),
-        helper.make_node("MatMul", ["r", "b.weight"], ["logits"], name="b"),
-    ]
-    lead = ["batch", "sequence"]
-    graph = helper.make_graph(
-        nodes,
-        "words",
-        [helper.make_tensor_value_info("input_ids", TensorProto.INT64, lead)],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [*lead, WORDS])],
-        [numpy_helper.from_array(np.ascontiguousarray(t), n) for n, t in tensors.items()],
-    )
-    model = helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10
-    )
-    onnx.save(onnx.shape_inference.infer_shapes(model), tmp_path / "model.onnx")
-    whole = random_mask(rng, "b.weight", b, "weight", dense=np.array([[False]]))
-    save_masks(masks_of(band_mask(rng, "a.weight", a), whole), tmp_path / "masks.json")
-    vocabulary = {f"w{i}": i for i in range(WORDS)}
-    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="w0"))  # type: ignore[arg-type]
-    tokenizer.pre_tokenizer = Whitespace()  # type: ignore[assignment]
-    tokenizer.save(str(tmp_path / "tokenizer.json"))
-    text = " ".join(f"w{i}" for i in rng.integers(0, WORDS, 200))
-    (tmp_path / "text.txt").write_text(text)
+    words(tmp_path)
     return Job(
         tmp_path / "model.onnx",
         tmp_path / "masks.json",
@@ -114,6 +80,16 @@ def test_pieces_stay_24_and_write_what_they_should(
         if value.const_value is not None and len(value.const_value.shape) == 2
     }
     assert type_ in types
+
+
+def test_a_file_that_the_quantiser_would_write_beside_the_model_stays(job: Job) -> None:
+    path = job.compiled()
+    mine = path.with_name("compiled-inferred.onnx")
+    mine.write_bytes(b"mine")
+    before = {file.name for file in job.out.iterdir()}
+    quantize_model(path, INT8, job.text, tokenizer=job.tokenizer)
+    assert mine.read_bytes() == b"mine"
+    assert {file.name for file in job.out.iterdir()} == before
 
 
 @pytest.mark.parametrize(("kind", "rtol"), [("int8", 0.03), ("fp8", 0.15)])

@@ -4,7 +4,6 @@ Their 2:4 patterns are by magnitude: good for times, which do not depend on the 
 for nothing else. They take the type and the joint products that the compiled model has.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from patch_compile.expected import read_beside
 from patch_compile.io.onnx_model import load_model
 from patch_compile.io.save_model import save_model
 from patch_compile.io.stored_weight import StoredWeight
+from patch_compile.parsing import parse_json
 from patch_compile.passes.pipeline import inline
 from patch_compile.passes.precision import cast_model
 from patch_compile.passes.sites import Site, find_sites
@@ -74,7 +74,7 @@ def make_baselines(
 
 
 def _past(text: str) -> _Past:
-    report = json.loads(text)
+    report = parse_json(text)
     weights = frozenset(str(weight["weight"]) for weight in report["weights"])
     return _Past(weights, report["recipe"].get("dtype"), "quantized" in report)
 

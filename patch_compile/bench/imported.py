@@ -96,4 +96,5 @@ def _measured(name: str, model: ModelResult) -> Measured:
         None,
         {"TensorRT": len(evidence.layers)} if evidence.layers else None,
         model.bytes,
+        evidence.memory.total,
     )

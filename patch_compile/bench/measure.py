@@ -112,6 +112,7 @@ def _model(name: str, path: Path, fact: "ModelFacts") -> Measured:
         fact.peak_bytes,
         fact.nodes,
         fact.engine_bytes,
+        fact.device_bytes,
         tuple(sorted(declared.weight_types & _COMPUTED)),
     )
 

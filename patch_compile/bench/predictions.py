@@ -1,9 +1,9 @@
 """Predictions that a compile left in its report, to be read against a measurement."""
 
-import json
 from pathlib import Path
 
 from patch_compile.errors import ModelError
+from patch_compile.parsing import DAMAGE, parse_json
 
 __all__ = ["read_predictions"]
 
@@ -25,10 +25,10 @@ def read_predictions(compiled: Path) -> dict[int, dict[str, float]]:
         return {}
     found: dict[int, dict[str, float]] = {}
     try:
-        for entry in json.loads(path.read_text("utf-8")).get("predicted", ()):
+        for entry in parse_json(path.read_text("utf-8")).get("predicted", ()):
             ratios = found.setdefault(int(entry["tokens"]), {})
             ratios[str(entry["target"])] = float(entry["ratio"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except DAMAGE as error:
         raise ModelError(
             f"report '{path}' | holds no predictions that can be read: {error}; compile again"
         ) from error

@@ -52,6 +52,7 @@ class Measured:
         peak_bytes: most memory its process held on the host; None if unknown.
         nodes: after the runtime's own rewrites, by provider; None if unknown.
         engine_bytes: size of its engine; None where there is none or nobody tells.
+        device_bytes: of the GPU's memory, as `ModelFacts` has it; None if unknown.
         types: of its weights, as ONNX names them; empty if unknown.
     """
 
@@ -62,6 +63,7 @@ class Measured:
     peak_bytes: int | None
     nodes: Mapping[str, int] | None
     engine_bytes: int | None = None
+    device_bytes: int | None = None
     types: tuple[str, ...] = ()
 
 

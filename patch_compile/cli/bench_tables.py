@@ -84,7 +84,7 @@ def _range(interval: Interval) -> str:
 
 
 def _models(found: BenchResult) -> Table:
-    columns = ("MB on disk", "engine MB", "build s", "peak MB", "nodes")
+    columns = ("MB on disk", "engine MB", "GPU MB", "build s", "peak MB", "nodes")
     table = plain_table("Models", "model", *columns, right=len(columns))
     for model in found.models:
         table.add_row(*_facts(model))
@@ -101,6 +101,7 @@ def _facts(model: Measured) -> list[str]:
         model.model,
         _megabytes(model.bytes),
         _megabytes(model.engine_bytes),
+        _megabytes(model.device_bytes),
         "unknown" if model.build_seconds is None else f"{model.build_seconds:.2f}",
         _megabytes(model.peak_bytes),
         ", ".join(f"{count} {name}" for name, count in nodes.items()) or "unknown",

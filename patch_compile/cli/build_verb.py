@@ -182,6 +182,7 @@ def _engine_facts(result: "EngineResult") -> dict[str, Any]:
     return {
         "engine": result.path.name,
         "bytes": result.bytes,
+        "device_bytes": result.evidence.memory.total,
         "seconds": result.seconds,
         "sm": list(result.sm),
         "version": result.version,

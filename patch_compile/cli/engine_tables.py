@@ -26,9 +26,11 @@ def engine_line(result: "EngineResult") -> str:
     requested = "requested" if result.requested_sparse else "not requested"
     measured = result.evidence.performance
     latency = measured.compute if measured is not None else None
+    memory = result.evidence.memory.total
+    wanted = "unknown" if memory is None else f"{memory / 1e6:.1f} MB"
     return (
         f"engine {result.path.name}: {result.bytes / 1e6:.1f} MB in {result.seconds:.1f} s; "
-        f"sparse kernels {requested}, chosen: {result.chosen}"
+        f"sparse kernels {requested}, chosen: {result.chosen}; GPU memory {wanted}"
         + ("" if latency is None else f"; GPU compute median {latency.median:g} ms")
     )
 

@@ -31,6 +31,7 @@ __all__ = [
     "load_model",
     "open_bits",
     "open_rows",
+    "root_of",
 ]
 
 # Weights are handled as unsigned integers of their own width: masking is exact in any
@@ -57,7 +58,7 @@ def load_model(path: Path) -> ir.Model:
         model = ir.serde.deserialize_model(proto)
     except (DecodeError, OSError, ValueError, KeyError, TypeError, SerdeError) as error:
         raise ModelError(
-            f"model '{path}' | is not a readable ONNX file: {_root(error)}; export it again"
+            f"model '{path}' | is not a readable ONNX file: {root_of(error)}; export it again"
         ) from error
     if not model.opset_imports:
         raise ModelError(
@@ -100,8 +101,8 @@ def _rename_default_domain(model: ir.Model) -> None:
             node.domain = ""
 
 
-def _root(error: BaseException) -> BaseException:
-    """The first error: onnx_ir wraps it once a level, and may fail while it does so."""
+def root_of(error: BaseException) -> BaseException:
+    """Returns the first error: onnx_ir wraps it a level at a time, and may fail doing so."""
     while (inner := error.__cause__ or error.__context__) is not None:
         error = inner
     return error

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from patch_compile.errors import ModelError
 from patch_compile.io.layout import Slot, lay_out
-from patch_compile.io.onnx_model import external_attributes
+from patch_compile.io.onnx_model import external_attributes, root_of
 from patch_compile.io.slot_writer import SlotWriter
 from patch_compile.io.stored_weight import RowWatch
 
@@ -47,7 +47,8 @@ def save_model(
             is made of a weight may be small enough for the .onnx file; its watch sees nothing.
 
     Raises:
-        ModelError: if the folder cannot be written or the disk is full.
+        ModelError: if the folder cannot be written or the disk is full, or the model holds
+            what ONNX has no form for.
     """
     slots = lay_out(list(_large(model)), f"{path.name}.data", shard_bytes)
     total = sum(slot.tensor.nbytes for slot in slots)
@@ -59,6 +60,11 @@ def save_model(
         raise ModelError(
             f"output '{path.parent}' | cannot be written: {error.strerror}; free some space "
             f"({total / 1e9:.1f} GB are needed) or choose another folder"
+        ) from error
+    except ir.serde.SerdeError as error:
+        # What its file said and was carried along, as an attribute of no type.
+        raise ModelError(
+            f"model | holds what ONNX cannot store: {root_of(error)}; export it again"
         ) from error
 
 

@@ -22,7 +22,6 @@ from scripts.docs.recipes import recipes_reference
 from scripts.docs.verbs import verbs_reference
 
 __all__ = [
-    "on_config",
     "on_page_content",
     "on_page_markdown",
     "on_post_page",
@@ -64,14 +63,6 @@ def rendered(text: str) -> str:
     return _PAGE.from_string(text).render()
 
 
-def on_config(config: Any) -> Any:
-    """Leaves pages out of the navigation that another part of the project may bring."""
-    folder = Path(config["docs_dir"])
-    optional = set(config["extra"]["optional"])
-    config["nav"] = _present(config["nav"], {p for p in optional if not (folder / p).exists()})
-    return config
-
-
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Fills in a page."""
     return rendered(markdown)
@@ -90,14 +81,3 @@ def on_post_page(output: str, page: Any, **_: Any) -> str:
 def on_post_template(output_content: str, **_: Any) -> str:
     """The same for pages of the theme, such as 404.html."""
     return output_content.replace(_SHIM, "assets/iframe-worker.js")
-
-
-def _present(nav: list[Any], missing: set[str]) -> list[Any]:
-    found = []
-    for entry in nav:
-        ((title, target),) = entry.items()
-        if isinstance(target, list):
-            found.append({title: _present(target, missing)})
-        elif target not in missing:
-            found.append(entry)
-    return found

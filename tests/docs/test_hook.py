@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from jinja2 import UndefinedError
 
-from scripts.docs.hook import on_config, on_post_page, on_post_template, rendered
+from scripts.docs.hook import on_post_page, on_post_template, rendered
 from scripts.docs.kinds import default_words, kind_words
 from scripts.docs.mathml import with_mathml
 
@@ -24,15 +24,6 @@ def test_numbers_come_from_the_results() -> None:
 def test_a_number_that_is_gone_fails_the_build() -> None:
     with pytest.raises(UndefinedError):
         rendered('{{ measured("latency_model").models.gone.median | percent }}')
-
-
-def test_pages_of_other_parts_may_be_missing(tmp_path: Path) -> None:
-    (tmp_path / "here.md").touch()
-    nav = [{"A": "here.md"}, {"B": [{"C": "late.md"}, {"D": "gone.md"}]}]
-    config = {"docs_dir": str(tmp_path), "nav": nav, "extra": {"optional": ["late.md"]}}
-    assert on_config(config)["nav"] == [{"A": "here.md"}, {"B": [{"D": "gone.md"}]}]
-    (tmp_path / "late.md").touch()
-    assert on_config({**config, "nav": nav})["nav"] == nav
 
 
 class Page:

@@ -122,6 +122,15 @@ def test_tensorrts_precision_flags_are_taken_by_10_and_refused_by_11(
         api.build_engine(small.compiled, tmp_path / "m.engine", asked)
 
 
+def test_tensorrt_tells_the_memory_that_its_engine_takes(
+    pair: Pair, built: EngineResult, gpu: Gpu
+) -> None:
+    memory = built.evidence.memory
+    assert memory.total is not None, memory
+    assert memory.context is not None
+    assert 0 < memory.total < gpu.memory * 2**20
+
+
 def test_an_engine_passes_the_check_before_use_on_the_gpu_it_was_built_on(
     pair: Pair, built: EngineResult, gpu: Gpu
 ) -> None:

@@ -8,6 +8,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from patch_compile.errors import ModelError
 from patch_compile.io.onnx_model import load_model
 from patch_compile.io.save_model import save_model
 from tests.support import Linear, linear_model, random_weight, run_ort
@@ -34,6 +35,17 @@ def test_shards_read_back_bit_for_bit(
     before = run_ort(path, {"x": x}, optimise=False)
     after = run_ort(tmp_path / "out" / "o.onnx", {"x": x}, optimise=False)
     assert all(np.array_equal(before[name], after[name]) for name in before)
+
+
+def test_attribute_of_no_type_is_the_model_s_fault(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
+    path = linear_model([Linear("a", random_weight(rng, 8, 16))], tmp_path / "m.onnx")
+    model = onnx.load(path)
+    model.graph.node[0].attribute.add()
+    onnx.save(model, path)
+    with pytest.raises(ModelError, match="cannot store: Unsupported attribute type"):
+        save_model(load_model(path), tmp_path / "o.onnx")
 
 
 def constant_model(folder: Path, weight: np.ndarray) -> Path:

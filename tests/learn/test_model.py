@@ -104,9 +104,26 @@ def _garbage(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"\xff" * 64)
 
 
+def _endless(folder: Path) -> None:
+    path = folder / "config.json"
+    config = json.loads(path.read_text("utf-8"))
+    path.write_text(json.dumps({**config, "num_hidden_layers": 2**31}), "utf-8")
+
+
+def _beside(name: str, text: str) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        (folder / name).write_text(text, "utf-8")
+
+    return edit
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
+        (_endless, "has 2147483648 layers, by its configuration; expected 10000 at most"),
+        (_beside("tokenizer.json", '{"version": 1}'), "has no tokenizer that can be read"),
+        (_beside("tokenizer_config.json", '{"unk_token": 1}'), "has no tokenizer that can"),
+        (_beside("tokenizer_config.json", "[]"), "has no tokenizer that can be read"),
         (_config("{"), "not a valid JSON"),
         (_config("{}"), "model_type"),
         (_config('{"model_type": "no-such"}'), "does not recognize this architecture"),
@@ -150,6 +167,28 @@ def test_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "weights.bin").write_bytes(b"")
     with pytest.raises(ModelError, match=r"does not end in \.gguf"):
         load_model(str(tmp_path / "weights.bin"))
+
+
+@pytest.mark.parametrize("size", [20, 200, 2000, 40_000])
+def test_gguf_that_is_cut_short_is_one_line(
+    tmp_path: Path, rng: np.random.Generator, size: int
+) -> None:
+    _write_gguf(tmp_path / "tiny.gguf", rng)
+    whole = (tmp_path / "tiny.gguf").read_bytes()
+    (tmp_path / "tiny.gguf").write_bytes(whole[:size])
+    with pytest.raises(ModelError, match=r"cannot be (read|loaded)") as caught:
+        load_model(str(tmp_path / "tiny.gguf"))
+    assert "\n" not in str(caught.value)
+
+
+def test_code_that_a_checkpoint_brings_is_never_run(checkpoint: Path) -> None:
+    config = json.loads((checkpoint / "config.json").read_text("utf-8"))
+    foreign = {"model_type": "foreign", "auto_map": {"AutoConfig": "evil.Evil"}}
+    (checkpoint / "config.json").write_text(json.dumps({**config, **foreign}), "utf-8")
+    (checkpoint / "evil.py").write_text(f"open({str(checkpoint / 'ran')!r}, 'w')", "utf-8")
+    with pytest.raises(ModelError, match="contains custom code"):
+        load_model(str(checkpoint))
+    assert not (checkpoint / "ran").exists()
 
 
 def test_damaged_gguf_is_one_line(tmp_path: Path) -> None:

@@ -331,6 +331,22 @@ def test_graph_that_is_not_whole_is_the_model_s_fault(
     assert "is not whole" in said(caught) or "not a readable" in said(caught)
 
 
+@pytest.mark.parametrize("lost", ["output", "node"])
+def test_graph_with_a_hole_is_the_model_s_fault(
+    tmp_path: Path, rng: np.random.Generator, lost: str
+) -> None:
+    path, masks, _ = three_linears(tmp_path, rng)
+    model = onnx.load(path)
+    if lost == "output":
+        del model.graph.node[0].output[:]
+    else:
+        del model.graph.node[0]
+    onnx.save(model, path)
+    with pytest.raises(ModelError) as caught:
+        compile_model(path, masks)
+    assert "is not whole" in said(caught)
+
+
 def test_scopes_are_read_and_never_run(tmp_path: Path, rng: np.random.Generator) -> None:
     """Python's own reader of such lists may crash on a deep one."""
     path, masks, _ = three_linears(tmp_path, rng)

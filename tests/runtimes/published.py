@@ -43,6 +43,29 @@ VERBOSE_NEW = """\
 [V] [TRT] (Sparsity) Chose 1 layer(s) using sparse tactics: {b} + act
 """
 
+# https://github.com/zz990099/foundationpose_cpp/issues/22 (2025-04-10, TensorRT 10), but for
+# CONTEXT_10, whose form is that of NVIDIA/TensorRT samples/common/sampleInference.cpp.
+MEMORY_10 = """\
+[04/10/2025-11:37:24] [I] [TRT] Total Host Persistent Memory: 84864 bytes
+[04/10/2025-11:37:24] [I] [TRT] Total Device Persistent Memory: 0 bytes
+[04/10/2025-11:37:24] [I] [TRT] Max Scratch Memory: 2065996800 bytes
+[04/10/2025-11:37:24] [I] [TRT] Total Activation Memory: 2478873600 bytes
+[04/10/2025-11:37:24] [I] [TRT] Total Weights Memory: 34082304 bytes
+[04/10/2025-11:37:24] [I] [TRT] [MemUsageStats] Peak memory usage of TRT CPU/GPU memory \
+allocators: CPU 6 MiB, GPU 2174 MiB
+[04/10/2025-11:37:24] [I] Engine built in 273.506 sec.
+"""
+CONTEXT_10 = "[I] Created execution context with device memory size: 446.209 MiB\n"
+
+# https://github.com/NVIDIA/TensorRT/issues/4136 (2024-09-19): an older release.
+MEMORY_OLD = """\
+[09/19/2024-22:15:34] [I] [TRT] Total Host Persistent Memory: 170400
+[09/19/2024-22:15:34] [I] [TRT] Total Device Persistent Memory: 125895680
+[09/19/2024-22:15:34] [I] [TRT] Total Scratch Memory: 59641344
+[09/19/2024-22:15:34] [I] [TRT] [MemUsageStats] Peak memory usage of TRT CPU/GPU memory \
+allocators: CPU 116 MiB, GPU 4 MiB
+"""
+
 # https://github.com/NVIDIA/TensorRT/issues/4177 (2024-10-03).
 ISSUE_4177 = """\
 [10/03/2024-10:47:59] [I] === Performance summary ===

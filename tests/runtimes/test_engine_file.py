@@ -9,7 +9,7 @@ from patch_compile.errors import ModelError, RuntimeUnavailable
 from patch_compile.recipe import BuildRecipe
 from patch_compile.runtimes.engine_file import check_engine, write_facts
 from patch_compile.runtimes.evidence import Evidence, Sparsity
-from patch_compile.runtimes.gpu import Gpu, read_gpus
+from patch_compile.runtimes.gpu import Gpu, read_gpus, read_process_bytes
 
 A6000 = Gpu("NVIDIA RTX A6000", 86, "550.54", 49140)
 A100 = Gpu("NVIDIA A100", 80, "550.54", 81920)
@@ -90,3 +90,19 @@ def test_the_drivers_table_is_read() -> None:
     )
     assert read_gpus(text) == (Gpu("NVIDIA A100-SXM4-80GB", 80, "550.54.15", 81920),)
     assert read_gpus("") == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("1234, 512\n99, 7\n1234, 1\n", 513 * 2**20),
+        ("99, 7\n", None),
+        ("1234, [N/A]\n", None),
+        ("No running processes found\n", None),
+        ("", None),
+    ],
+)
+def test_gpu_memory_of_a_process_is_what_the_driver_lists(
+    text: str, expected: int | None
+) -> None:
+    assert read_process_bytes(text, 1234) == expected

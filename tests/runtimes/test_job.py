@@ -32,7 +32,7 @@ def test_job_comes_back_equal(tmp_path: Path) -> None:
 
 
 def test_outcome_comes_back_equal(tmp_path: Path) -> None:
-    outcome = Outcome("1.2", ("TF32",), {"x": ((1, 8), (2, 8), (3, 8))}, {"batch": 2})
+    outcome = Outcome("1.2", ("TF32",), {"x": ((1, 8), (2, 8), (3, 8))}, {"batch": 2}, 4096)
     write_outcome(tmp_path, outcome)
     assert read_outcome(tmp_path) == outcome
 

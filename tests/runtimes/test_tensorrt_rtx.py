@@ -93,6 +93,24 @@ def test_engine_holds_the_weight_and_its_facts_lie_beside(model: Path) -> None:
     }
 
 
+def test_engine_s_memory_on_the_gpu_is_what_the_builder_tells(model: Path) -> None:
+    found = _build(model).evidence.memory
+    # The weight in halves, which an engine may pad; the product needs some scratch.
+    assert found.weights is not None
+    assert SIZE * SIZE * 2 <= found.weights <= SIZE * SIZE * 4
+    assert found.activations is not None
+    assert found.activations > 0
+    assert found.total == found.weights + found.activations + (found.persistent or 0)
+    facts = json.loads(_side_file(model))["gpu_memory"]
+    assert (facts["total"], facts["weights"]) == (found.total, found.weights)
+
+
+def test_log_that_cannot_be_written_is_told(model: Path) -> None:
+    (model.parent / "m.engine.log").mkdir()
+    with pytest.raises(ModelError, match=r"log '.*m\.engine\.log' \| cannot be written"):
+        _build(model)
+
+
 def test_log_has_the_words_of_the_builder(model: Path) -> None:
     log = _build(model).log
     assert log == model.parent / "m.engine.log"

@@ -44,6 +44,21 @@ def test_a_character_of_several_tokens_waits_for_the_last(codec: TextCodec) -> N
     assert pieces == ["", "", "€", "!"]
 
 
+@pytest.mark.parametrize("name", ["config", "generation_config", "tokenizer_config"])
+@pytest.mark.parametrize("text", ['{"bos_token": "\\ud800"}', "[" * 900 + "]" * 900, "[]"])
+def test_damaged_file_beside_a_tokenizer_is_told(tmp_path: Path, name: str, text: str) -> None:
+    folder = tokenizer(tmp_path)
+    (folder / f"{name}.json").write_text(text, "utf-8")
+    with pytest.raises(ModelError, match=rf"{name}\.json' \| .*; restore it"):
+        open_codec(folder)
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_prompt_that_is_no_text_is_refused(codec: TextCodec, chat: bool) -> None:
+    with pytest.raises(RecipeError, match="is not UTF-8"):
+        codec.encode("a \udcff", chat=chat)
+
+
 def test_a_folder_or_its_file_may_be_given(tmp_path: Path) -> None:
     folder = tokenizer(tmp_path, max_position_embeddings=9)
     for place in (folder, folder / "tokenizer.json"):

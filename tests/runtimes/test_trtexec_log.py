@@ -2,10 +2,17 @@
 
 import pytest
 
-from patch_compile.runtimes.evidence import Performance, Sparsity, Spread, sparse_kernel
+from patch_compile.runtimes.evidence import (
+    DeviceMemory,
+    Performance,
+    Sparsity,
+    Spread,
+    sparse_kernel,
+)
 from patch_compile.runtimes.trtexec_log import (
     read_device,
     read_errors,
+    read_memory,
     read_performance,
     read_sparsity,
     read_version,
@@ -146,3 +153,32 @@ def test_milestones_go_forward() -> None:
 )
 def test_sparse_kernels_are_told_by_name(tactic: str, sparse: bool) -> None:
     assert sparse_kernel(tactic) is sparse
+
+
+@pytest.mark.parametrize(
+    ("log", "expected", "total"),
+    [
+        (published.MEMORY_10, DeviceMemory(34082304, 0, 2478873600), 2512955904),
+        # What the context took is known better than what the builder foresaw.
+        (
+            published.MEMORY_10 + published.CONTEXT_10,
+            DeviceMemory(34082304, 0, 2478873600, 467884048),
+            501966352,
+        ),
+        (published.MEMORY_OLD, DeviceMemory(persistent=125895680), None),
+        (published.ISSUE_1340, DeviceMemory(activations=7864832), None),
+        (published.JETSON_NEW, DeviceMemory(), None),
+        ("[I] [TRT] Total Weights Memory: 10^9 bytes", DeviceMemory(), None),
+        (f"[I] [TRT] Total Weights Memory: {'9' * 5000} bytes", DeviceMemory(), None),
+    ],
+)
+def test_memory_is_what_the_log_names_and_no_sum_of_half(
+    log: str, expected: DeviceMemory, total: int | None
+) -> None:
+    found = read_memory(log.splitlines())
+    assert (found, found.total) == (expected, total)
+
+
+def test_memory_is_that_of_the_last_engine() -> None:
+    later = "[I] [TRT] Total Activation Memory: 5 bytes"
+    assert read_memory([*published.MEMORY_10.splitlines(), later]).activations == 5

@@ -13,6 +13,7 @@ from tests.runtimes import published
 from tests.runtimes.standin import stand_in
 from tests.support import Linear, linear_model, random_weight, said
 
+LOG = published.MEMORY_10 + published.CONTEXT_10 + published.ISSUE_4177
 RECIPE = BenchRecipe(runtime="trtexec", tokens=(16, 64), batch=2, rounds=5, timeout=30.0)
 
 
@@ -24,7 +25,7 @@ def model(tmp_path: Path, rng: np.random.Generator) -> Path:
 def test_an_engine_is_built_for_all_tokens_and_timed_at_each(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TRTEXEC", str(stand_in(tmp_path, log=published.ISSUE_4177)))
+    monkeypatch.setenv("TRTEXEC", str(stand_in(tmp_path, log=LOG)))
     timed = open_timed(model, RECIPE, tmp_path / "kept")
     built = (tmp_path / "kept" / "m.engine.log").read_text("utf-8").splitlines()[0].split()
     # Tuned for the most tokens, of the recipe's batch.
@@ -41,6 +42,7 @@ def test_an_engine_is_built_for_all_tokens_and_timed_at_each(
     facts = timed.facts()
     assert (facts.version, facts.device) == ("10.5.0", "NVIDIA RTX A6000")
     assert facts.engine_bytes == (tmp_path / "kept" / "m.engine").stat().st_size
+    assert facts.device_bytes == 501966352
     timed.close()
     assert (tmp_path / "kept" / "m.engine").is_file()
 

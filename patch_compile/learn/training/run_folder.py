@@ -100,12 +100,16 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise self._unwritable(error) from error
+            raise self._unwritable(error.strerror) from error
         self.trim_log(0 if state is None else state.step)
         return state
 
     def save(self, step: int, gates: Mapping[str, Gate], optimizer: Any) -> None:
-        """Writes a checkpoint; the one before stays until this one is whole."""
+        """Writes a checkpoint; the one before stays until this one is whole.
+
+        Raises:
+            RecipeError: if it cannot be written, as on a full disk.
+        """
         tensors: dict[str, Tensor] = {}
         for key, parameter in parameters_of(gates).items():
             tensors[key] = parameter.detach().contiguous()
@@ -113,7 +117,10 @@ class RunFolder:
                 tensors[f"{key}/{name}"] = optimizer.state[parameter][name].contiguous()
         arrays = f"step-{step:07}.safetensors"
         with staged_folder(self.path) as stage:
-            save_file(tensors, stage / arrays)
+            try:
+                save_file(tensors, stage / arrays)
+            except SafetensorError as error:
+                raise self._unwritable(str(error)) from error
         index = {"format": _FORMAT, "version": _VERSION, "step": step, "arrays": arrays}
         text = json.dumps({**index, "identity": self.identity}, indent=1) + "\n"
         # Only this makes the new arrays count.
@@ -181,7 +188,7 @@ class RunFolder:
                     writer.writeheader()
                 writer.writerow(row)
         except OSError as error:
-            raise self._unwritable(error) from error
+            raise self._unwritable(error.strerror) from error
 
     def trim_log(self, step: int) -> None:
         """Drops the rows of steps after `step`, which a resumed run takes again."""
@@ -193,9 +200,10 @@ class RunFolder:
         kept = [line for line in lines[1:] if _step_of(line) <= step]
         write_text(path, "".join(lines[:1] + kept))
 
-    def _unwritable(self, error: OSError) -> RecipeError:
+    def _unwritable(self, why: str | None) -> RecipeError:
         return RecipeError(
-            f"run '{self.path}' | cannot be written: {error.strerror}; choose another folder"
+            f"run '{self.path}' | cannot be written: {why}; free some space or choose another "
+            "folder"
         )
 
 
