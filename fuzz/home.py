@@ -104,6 +104,7 @@ def _write_results(compiled: Path, folder: Path) -> None:
     ]
     names = [site.node for site in sites]
     log = published.HELP_10 + published.ISSUE_3747 + published.ISSUE_4177
+    log += published.MEMORY_10 + published.CONTEXT_10
     log += published.VERBOSE_NEW.format(a=names[0], b=names[-1], c="x")
     recipe = {"sparse": True, "batch": [1, 1, 1], "sequence": [1, 16, 16]}
     files = {

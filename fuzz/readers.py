@@ -6,6 +6,7 @@ the command line did its work, or it ended with code 1 and one line.
 
 import json
 import shutil
+import struct
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -73,7 +74,10 @@ class Reader:
 
 
 # What comes out of a damage that meets what an earlier one left.
-_UNREADABLE = (BadZipFile, zlib.error, DecodeError, NotImplementedError, RecursionError)
+_UNREADABLE = (
+    *(BadZipFile, zlib.error, struct.error, DecodeError),
+    *(NotImplementedError, RecursionError),
+)
 
 
 def make_whole_home(folder: Path) -> Path:
@@ -91,14 +95,7 @@ def damaged(reader: Reader, clean: bytes, pick: Pick) -> bytes:
         damage = reader.damages[pick(len(reader.damages))]
         try:
             data = damage(data, pick)
-        except (
-            *DAMAGE,
-            BadZipFile,
-            zlib.error,
-            DecodeError,
-            NotImplementedError,
-            RecursionError,
-        ):
+        except (*DAMAGE, *_UNREADABLE):
             data = damage_bytes(data, pick)
     return data
 

@@ -177,10 +177,8 @@ print(json.dumps(steps))
 """
 
 
-def test_run_that_is_killed_at_any_step_goes_on_to_the_same_masks(
-    home: Path, tmp_path: Path
-) -> None:
-    """`learn --resume` after each kill of the test above, or from the start where none is."""
+def test_run_goes_on_to_the_same_masks_from_what_is_left(home: Path, tmp_path: Path) -> None:
+    """With the run whole, with its arrays and log alone, and with nothing."""
     trial = trial_of(home, tmp_path, "learn by steps")
     after = lasting(trial.outcomes()[1])
     run = trial.folder / "masks.run"
