@@ -14,7 +14,7 @@ Floats = NDArray[np.float64]
 
 # Columns of `features`: sizes, then what the hardware makes of them.
 SIZES = slice(0, 3)
-PHYSICS = slice(3, 8)
+PHYSICS = slice(3, 11)
 
 # Output tiles of common tensor core kernels; one streaming multiprocessor computes one.
 _TILES = ((128, 128), (128, 256), (256, 128))
@@ -44,17 +44,19 @@ def log_roofline(sizes: Floats, gpu: Gpu, dtype: str, *, sparse24: bool) -> Floa
 
 
 def features(sizes: Floats, gpu: Gpu, dtype: str, *, sparse24: bool) -> Floats:
-    """What the efficiency of a kernel may depend on, float (Q, 8), logs to base 2.
+    """What the efficiency of a kernel may depend on, float (Q, 11), logs to base 2.
 
     Columns: M, N, K; work lost to incomplete waves of tiles, for three tiles; arithmetic
-    intensity over the machine's balance; the roofline's time.
+    intensity over the machine's balance; the roofline's time; waves of tiles; bytes of the
+    dense weight, which caches hold or not; bytes of one of its rows, which one tile sums.
     """
-    m, n, _ = sizes.T
+    m, n, k = sizes.T
     memory, compute = _bounds(sizes, gpu, dtype, sparse24=sparse24)
     waves = [np.ceil(m / rows) * np.ceil(n / columns) / gpu.sms for rows, columns in _TILES]
     lost = [np.log2(np.ceil(wave - 1e-9) / wave) for wave in waves]
     # 2 microseconds: below, everything is the start of a kernel.
     physics = [*lost, np.log2(compute / memory), np.log2(compute + memory + 2)]
+    physics += [np.log2(waves[0]), np.log2(n * k * BYTES[dtype]), np.log2(k * BYTES[dtype])]
     return np.column_stack([np.log2(sizes), *physics])
 
 

@@ -1,12 +1,13 @@
 """Latencies of any product, from those of a table.
 
-A latency is the roofline's times what kernels lose on it. The logarithm of the loss is
-predicted twice, and averaged: for the dense and the 2:4 product each alone, and through
-their mean and their ratio, which share much. M: tokens. N: out features. K: in features.
-Q: queries.
+A latency is the roofline's times what kernels lose on it. Of the logarithm of the loss two
+parts are predicted, each twice and averaged: from the dense and the 2:4 product alone, and
+directly. The level lies halfway between the two products. Their ratio says whether 2:4 is
+faster: there its own process, which learns from all dtypes measured on the GPU, decides.
+M: tokens. N: out features. K: in features. Q: queries. T: measured points. J: dtypes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -16,8 +17,8 @@ from numpy.typing import NDArray
 from patch_compile.targets.datasheets import BYTES, GPUS, Gpu
 from patch_compile.targets.features import features, log_roofline
 from patch_compile.targets.fitting import fit_parameters
-from patch_compile.targets.process import Process
-from patch_compile.targets.table import Table
+from patch_compile.targets.process import Points, Process
+from patch_compile.targets.table import QUANTITIES, Table
 
 __all__ = ["LatencyModel", "Prediction", "fitted"]
 
@@ -26,14 +27,23 @@ Floats = NDArray[np.float64]
 # Two sides of a normal distribution that hold 90 %.
 _NINETY = 1.645
 
-# Widening of the interval, in log units, by what no measured point shows. Assumed: there is
-# nothing to fit them to.
-_PER_OCTAVE_OUTSIDE = 0.1
+# Widening of the interval, in log units, an octave outside the measured sizes: so that about
+# 90 % of the points of the fewest tokens lie within it when they are left out, by one octave
+# and by two (benchmarks/latency_model.py).
+_PER_OCTAVE_OUTSIDE = 0.15
+# The same for what no measured point shows. Assumed: there is nothing to fit them to.
 _UNALIGNED = 0.2
 _BORROWED = 0.25
 
 # Tensor cores load 16 bytes at a time; other sizes fall back to slower kernels.
 _ALIGNED_BYTES = 16
+
+# What one dtype tells of another: correlations of what is not explained by features. bf16
+# and fp16 run the same kernels. Rounded from fits by likelihood, 0.9 to 0.98 and 0.5 to 0.9.
+_ALIKE, _RELATED = 0.9, 0.5
+
+# A level differs between dtypes by more than features tell: pooling them did not help.
+_POOLED = frozenset({"ratio"})
 
 
 @dataclass(frozen=True)
@@ -66,11 +76,13 @@ class LatencyModel:
         table: measured, with parameters, perhaps of another GPU or dtype.
         gpu: the GPU that is asked for.
         dtype: the dtype that is asked for.
+        beside: tables of other dtypes, measured on the GPU of `table`.
     """
 
     table: Table
     gpu: Gpu
     dtype: str
+    beside: tuple[Table, ...] = ()
 
     @property
     def estimate(self) -> bool:
@@ -79,21 +91,32 @@ class LatencyModel:
 
     def log_us(self, sizes: Floats, *, sparse24: bool) -> Floats:
         """Log microseconds at sizes (Q, 3), float (Q,)."""
-        alone, mean, ratio = self._features(sizes, sparse24=sparse24)
-        half = -0.5 if sparse24 else 0.5
+        dense, sparse = self._features(sizes)
         process = self._processes
-        lost = process["sparse24" if sparse24 else "dense"].mean(alone)
-        both = process["mean"].mean(mean) + half * process["ratio"].mean(ratio)
-        bound = log_roofline(sizes, self.gpu, self.dtype, sparse24=sparse24)
-        return bound + 0.5 * (lost + both)
+        bounds = [
+            log_roofline(sizes, self.gpu, self.dtype, sparse24=kind) for kind in (False, True)
+        ]
+        alone = (
+            bounds[0] + process["dense"].mean(dense, 0),
+            bounds[1] + process["sparse24"].mean(sparse, 0),
+        )
+        level = process["mean"].mean(dense, 0) + 0.5 * (bounds[0] + bounds[1])
+        ratio = process["ratio"].mean(dense, 0) + bounds[0] - bounds[1]
+        level = 0.5 * (level + 0.5 * (alone[0] + alone[1]))
+        ratio = _on_one_side(ratio, alone[0] - alone[1])
+        return level + (-0.5 if sparse24 else 0.5) * ratio
 
     def deviation(self, sizes: Floats, *, sparse24: bool) -> Floats:
         """Standard deviation of a measured log latency at sizes (Q, 3), float (Q,)."""
-        alone, mean, ratio = self._features(sizes, sparse24=sparse24)
+        dense, sparse = self._features(sizes)
         process = self._processes
-        lost = process["sparse24" if sparse24 else "dense"].deviation(alone)
-        both = process["mean"].deviation(mean) ** 2
-        both = both + 0.25 * process["ratio"].deviation(ratio) ** 2
+        lost = (
+            process["sparse24"].deviation(sparse, 0)
+            if sparse24
+            else process["dense"].deviation(dense, 0)
+        )
+        both = process["mean"].deviation(dense, 0) ** 2
+        both = both + 0.25 * process["ratio"].deviation(dense, 0) ** 2
         extra = _PER_OCTAVE_OUTSIDE * self.outside(sizes) + _UNALIGNED * self._odd(sizes)
         extra = extra + _BORROWED * self.estimate
         return np.sqrt(0.5 * (lost**2 + both) + extra**2)
@@ -119,15 +142,15 @@ class LatencyModel:
         outside, nearest = self.outside(sizes)[0], self.nearest(sizes)[0]
         return Prediction(us, low, high, float(outside), float(nearest), self.estimate)
 
-    def _features(self, sizes: Floats, *, sparse24: bool) -> tuple[Floats, Floats, Floats]:
+    def _features(self, sizes: Floats) -> tuple[Floats, Floats]:
+        """Those of the dense product, which `mean` and `ratio` take too, and of the 2:4."""
         # Outside the box the loss stays what it is at its edge; the roofline goes on.
         low, high = self._box
         inside = np.exp2(np.clip(np.log2(sizes), low, high))
-        # `mean` and `ratio` belong to both kinds: they take the dense product's features.
-        dense = features(inside, self.gpu, self.dtype, sparse24=False)
-        if not sparse24:
-            return dense, dense, dense
-        return features(inside, self.gpu, self.dtype, sparse24=True), dense, dense
+        dense, sparse = (
+            features(inside, self.gpu, self.dtype, sparse24=kind) for kind in (False, True)
+        )
+        return dense, sparse
 
     def _odd(self, sizes: Floats) -> Floats:
         step = _ALIGNED_BYTES // BYTES[self.dtype]
@@ -141,27 +164,58 @@ class LatencyModel:
 
     @cached_property
     def _processes(self) -> Mapping[str, Process]:
-        return {
-            name: Process(*observed, self.table.parameters[name])
-            for name, observed in _observed(self.table).items()
-        }
+        return {name: self._process(name) for name in QUANTITIES}
+
+    def _process(self, quantity: str) -> Process:
+        tables = (self.table, *self.beside) if quantity in _POOLED else (self.table,)
+        parameters = np.stack([table.parameters[quantity] for table in tables])
+        return Process(_points(tables, quantity), parameters)
 
 
-def fitted(table: Table) -> Table:
-    """Returns the table with its parameters fitted; takes seconds."""
-    parameters = {name: fit_parameters(*xy) for name, xy in _observed(table).items()}
-    return replace(table, parameters=parameters)
+def _on_one_side(ratio: Floats, other: Floats) -> Floats:
+    """The average of two log ratios, `other` 0 where it disagrees about which is faster.
+
+    `ratio` is right more often about that, `other` nearer where they agree.
+    """
+    return 0.5 * (ratio + np.where(ratio * other > 0, other, 0.0))
 
 
-def _observed(table: Table) -> dict[str, tuple[Floats, Floats]]:
-    """For each of `QUANTITIES` the features of the measured points, and its values there."""
+def fitted(tables: Sequence[Table]) -> tuple[Table, ...]:
+    """Returns all tables of one GPU with their parameters fitted; takes seconds a table."""
+    found: list[dict[str, Floats]] = [{} for _ in tables]
+    for quantity in QUANTITIES:
+        parts = [tuple(tables)] if quantity in _POOLED else [(table,) for table in tables]
+        rows = [row for part in parts for row in fit_parameters(_points(part, quantity))]
+        for parameters, row in zip(found, rows, strict=True):
+            parameters[quantity] = row
+    pairs = zip(tables, found, strict=True)
+    return tuple(replace(table, parameters=parameters) for table, parameters in pairs)
+
+
+def _points(tables: tuple[Table, ...], quantity: str) -> Points:
+    x, y = zip(*(_observed(table, quantity) for table in tables), strict=True)
+    kinds = np.repeat(np.arange(len(tables)), [len(own) for own in y])
+    dtypes = [table.dtype for table in tables]
+    alike = np.array([[_likeness(a, b) for a in dtypes] for b in dtypes])
+    return Points(np.concatenate(x), kinds, np.concatenate(y), alike)
+
+
+def _likeness(a: str, b: str) -> float:
+    if a == b:
+        return 1.0
+    return _ALIKE if {a, b} == {"bf16", "fp16"} else _RELATED
+
+
+def _observed(table: Table, quantity: str) -> tuple[Floats, Floats]:
+    """Features of the measured points, float (T, 11), and the quantity there, (T,)."""
     gpu, sizes = GPUS[table.gpu], table.sizes
-    x = [features(sizes, gpu, table.dtype, sparse24=sparse) for sparse in (False, True)]
     bounds = [log_roofline(sizes, gpu, table.dtype, sparse24=s) for s in (False, True)]
     dense, sparse = (table.log_us - np.column_stack(bounds)).T
-    return {
-        "dense": (x[0], dense),
-        "sparse24": (x[1], sparse),
-        "mean": (x[0], 0.5 * (dense + sparse)),
-        "ratio": (x[0], dense - sparse),
+    y = {
+        "dense": dense,
+        "sparse24": sparse,
+        "mean": 0.5 * (dense + sparse),
+        "ratio": dense - sparse,
     }
+    own = features(sizes, gpu, table.dtype, sparse24=quantity == "sparse24")
+    return own, y[quantity]

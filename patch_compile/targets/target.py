@@ -3,6 +3,7 @@
 M: tokens. N: out features. K: in features.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -80,6 +81,22 @@ class Target:
         tokens = self.model.table.sizes[:, 0]
         return int(tokens.min()), int(tokens.max())
 
+    def measured(self, tokens: int) -> bool:
+        """Whether so few and so many tokens were measured; others are extrapolated."""
+        least, most = self.measured_tokens
+        return least <= tokens <= most
+
+    def basis_at(self, tokens: Iterable[int]) -> str:
+        """Like `basis`, and which of these numbers of tokens are extrapolated."""
+        beyond = [f"{count:,}" for count in tokens if not self.measured(count)]
+        if not beyond:
+            return self.basis
+        least, most = self.measured_tokens
+        return (
+            f"{self.basis}; {' and '.join(beyond)} tokens by extrapolation, from {least:,} to "
+            f"{most:,} were measured"
+        )
+
     def gemm_us(self, m: int, n: int, k: int, *, sparse24: bool = False) -> float:
         """Predicts the microseconds of `Y[m, n] = X[m, k] W[n, k]^T`.
 
@@ -144,10 +161,14 @@ def load(gpu: str, dtype: str) -> Target:
             f"target dtype '{dtype}' | is unknown on {gpu}; expected one of "
             f"{', '.join(known[gpu])}"
         )
-    text = (files("patch_compile.targets") / "tables" / _table_name(gpu, dtype)).read_text(
-        "utf-8"
+    name = _table_name(gpu, dtype)
+    table, source = _shipped(name), name.partition("-")[0]
+    beside = tuple(
+        _shipped(other)
+        for other in sorted(_tables() - {name})
+        if other.startswith(f"{source}-")
     )
-    return Target(gpu, dtype, LatencyModel(Table.from_json(text), GPUS[gpu], dtype))
+    return Target(gpu, dtype, LatencyModel(table, GPUS[gpu], dtype, beside))
 
 
 def parse(name: str) -> Target:
@@ -204,6 +225,12 @@ def _table_name(gpu: str, dtype: str) -> str:
         if f"{source}-{measured}.json" in _tables():
             return f"{source}-{measured}.json"
     return ""
+
+
+@cache
+def _shipped(name: str) -> Table:
+    text = (files("patch_compile.targets") / "tables" / name).read_text("utf-8")
+    return Table.from_json(text)
 
 
 @cache
