@@ -8,13 +8,12 @@ from numpy.typing import NDArray
 
 from patch_compile.targets.datasheets import BYTES, Gpu
 
-__all__ = ["PHYSICS", "SIZES", "basis", "features", "log_roofline"]
+__all__ = ["SIZES", "basis", "features", "log_roofline"]
 
 Floats = NDArray[np.float64]
 
 # Columns of `features`: sizes, then what the hardware makes of them.
 SIZES = slice(0, 3)
-PHYSICS = slice(3, 11)
 
 # Output tiles of common tensor core kernels; one streaming multiprocessor computes one.
 _TILES = ((128, 128), (128, 256), (256, 128))

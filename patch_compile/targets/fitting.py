@@ -9,28 +9,25 @@ from numpy.typing import NDArray
 
 from patch_compile.targets.features import basis
 from patch_compile.targets.process import (
-    GROUPS,
-    LENGTHS,
-    PARAMETERS,
     WEIGHT_VARIANCE,
     Points,
     distance,
+    groups,
+    lengths,
     split,
 )
 
-__all__ = ["fit_parameters"]
+__all__ = ["all_parameters", "fit_parameters", "free_parameters"]
 
 Floats = NDArray[np.float64]
 
 # A weak prior on every log parameter: length 2 (octaves, mostly), deviation 0.15, noise 5 %.
-# It decides where a table of few shapes leaves a length undetermined. (P,) each.
-_CENTRE = np.where(LENGTHS, np.log(2.0), np.log(0.15))
-_CENTRE[-1] = np.log(0.05)
-_VARIANCE = np.where(np.arange(PARAMETERS) < PARAMETERS - 1, 1.0, 0.5)
-_LOWEST = np.where(LENGTHS, -2.0, -6.0)
-_HIGHEST = np.where(LENGTHS, 5.0, 1.5)
-_LOWEST[-1], _HIGHEST[-1] = -4.5, -0.5
-_STEPS = 30
+# It decides where a table of few shapes leaves a length undetermined. Columns: centre,
+# variance, least and greatest.
+_LENGTH = (np.log(2.0), 1.0, -2.0, 5.0)
+_DEVIATION = (np.log(0.15), 1.0, -6.0, 1.5)
+_NOISE = (np.log(0.05), 0.5, -4.5, -0.5)
+_STEPS = 40
 
 
 def fit_parameters(points: Points) -> Floats:
@@ -38,10 +35,11 @@ def fit_parameters(points: Points) -> Floats:
     # Imported here, against the house rule: only the making of tables needs it.
     from scipy.optimize import minimize
 
-    kinds = len(points.alike)
-    prior, variance, lowest, highest = (
-        _free(np.tile(values, (kinds, 1)))
-        for values in (_CENTRE, _VARIANCE, _LOWEST, _HIGHEST)
+    features, kinds = points.x.shape[1], len(points.alike)
+    each = [_LENGTH if is_length else _DEVIATION for is_length in lengths(features)[:-1]]
+    columns = np.array([*each, _NOISE]).T
+    prior, variance, least, greatest = (
+        free_parameters(np.tile(column, (kinds, 1))) for column in columns
     )
     found = minimize(
         _loss,
@@ -49,23 +47,24 @@ def fit_parameters(points: Points) -> Floats:
         (points, prior, variance),
         jac=True,
         method="L-BFGS-B",
-        bounds=np.column_stack([lowest, highest]),
+        bounds=np.column_stack([least, greatest]),
         options={"maxiter": _STEPS},
     )
-    return _table(found.x)
+    return all_parameters(found.x, features)
 
 
-def _free(parameters: Floats) -> Floats:
+def free_parameters(parameters: Floats) -> Floats:
     """The free ones, (V,), of parameters (J, P)."""
-    return np.concatenate([parameters[0, LENGTHS], parameters[:, ~LENGTHS].ravel()])
+    shared = lengths(parameters.shape[1] - 3)
+    return np.concatenate([parameters[0, shared], parameters[:, ~shared].ravel()])
 
 
-def _table(free: Floats) -> Floats:
+def all_parameters(free: Floats, features: int) -> Floats:
     """Parameters, (J, P), of the free ones (V,)."""
-    lengths, others = np.split(free, [LENGTHS.sum()])
-    others = others.reshape(-1, (~LENGTHS).sum())
-    parameters = np.empty((len(others), PARAMETERS))
-    parameters[:, LENGTHS], parameters[:, ~LENGTHS] = lengths, others
+    shared = lengths(features)
+    own = free[features:].reshape(-1, (~shared).sum())
+    parameters = np.empty((len(own), len(shared)))
+    parameters[:, shared], parameters[:, ~shared] = free[:features], own
     return parameters
 
 
@@ -73,25 +72,27 @@ def _loss(
     free: Floats, points: Points, centre: Floats, variance: Floats
 ) -> tuple[float, Floats]:
     """Negative log posterior density but for a constant, and its gradient, (V,)."""
-    groups, noises = split(_table(free))
+    features = points.x.shape[1]
+    columns = groups(features)
+    parts, noises = split(all_parameters(free, features))
     noise = np.exp(2 * noises)[points.kinds]
     alike = points.alike[np.ix_(points.kinds, points.kinds)]
     means = basis(points.x)
     covariance = WEIGHT_VARIANCE * alike * (means @ means.T) + np.diag(noise)
-    scaled = [alike * _outer(np.exp(own)[points.kinds]) for _, own in groups]
+    scaled = [alike * _outer(np.exp(own)[points.kinds]) for _, own in parts]
     kernels, falls = [], []
-    for columns, (lengths, _), scale in zip(GROUPS, groups, scaled, strict=True):
-        r = np.sqrt(3) * distance(points.x[:, columns], points.x[:, columns], lengths)
+    for group, (log_lengths, _), scale in zip(columns, parts, scaled, strict=True):
+        r = np.sqrt(3) * distance(points.x[:, group], points.x[:, group], log_lengths)
         falls.append(scale * np.exp(-r))
         kernels.append((1 + r) * falls[-1])
     inverse, half_log_determinant = _inverse(covariance + sum(kernels))
     weights = inverse @ points.off
     loss = 0.5 * points.off @ weights + half_log_determinant
     outer = inverse - _outer(weights)
-    # In the order of `_free`: lengths of all groups, then a row of each kind.
+    # In the order of `free_parameters`: lengths of all groups, then a row of each kind.
     by_length = [
-        _by_length(points.x[:, columns] / np.exp(lengths), outer * fall)
-        for columns, (lengths, _), fall in zip(GROUPS, groups, falls, strict=True)
+        _by_length(points.x[:, group] / np.exp(log_lengths), outer * fall)
+        for group, (log_lengths, _), fall in zip(columns, parts, falls, strict=True)
     ]
     a_point = [*((outer * kernel).sum(axis=1) for kernel in kernels), noise * np.diag(outer)]
     belongs = np.eye(len(points.alike))[points.kinds]

@@ -1,10 +1,12 @@
 """Latencies of any product, from those of a table.
 
-A latency is the roofline's times what kernels lose on it. Of the logarithm of the loss two
-parts are predicted, each twice and averaged: from the dense and the 2:4 product alone, and
-directly. The level lies halfway between the two products. Their ratio says whether 2:4 is
-faster: there its own process, which learns from all dtypes measured on the GPU, decides.
+A latency is the roofline's times what kernels lose on it. The logarithm of the loss is
+predicted twice, and averaged: for the dense and the 2:4 product each alone, and through
+their mean and their ratio, which share much. Which of the two is faster a fifth process
+says, of the ratio on all dtypes that were measured on the GPU: right more often, though not
+as near. Where the average has the other sign, its ratio takes the place of the average's.
 M: tokens. N: out features. K: in features. Q: queries. T: measured points. J: dtypes.
+D: features.
 """
 
 from collections.abc import Mapping, Sequence
@@ -42,8 +44,7 @@ _ALIGNED_BYTES = 16
 # and fp16 run the same kernels. Rounded from fits by likelihood, 0.9 to 0.98 and 0.5 to 0.9.
 _ALIKE, _RELATED = 0.9, 0.5
 
-# A level differs between dtypes by more than features tell: pooling them did not help.
-_POOLED = frozenset({"ratio"})
+_POOLED = frozenset({"pooled"})
 
 
 @dataclass(frozen=True)
@@ -91,35 +92,28 @@ class LatencyModel:
 
     def log_us(self, sizes: Floats, *, sparse24: bool) -> Floats:
         """Log microseconds at sizes (Q, 3), float (Q,)."""
-        dense, sparse = self._features(sizes)
-        process = self._processes
         bounds = [
             log_roofline(sizes, self.gpu, self.dtype, sparse24=kind) for kind in (False, True)
         ]
-        alone = (
-            bounds[0] + process["dense"].mean(dense, 0),
-            bounds[1] + process["sparse24"].mean(sparse, 0),
-        )
-        level = process["mean"].mean(dense, 0) + 0.5 * (bounds[0] + bounds[1])
-        ratio = process["ratio"].mean(dense, 0) + bounds[0] - bounds[1]
-        level = 0.5 * (level + 0.5 * (alone[0] + alone[1]))
-        ratio = _on_one_side(ratio, alone[0] - alone[1])
+        between, apart = 0.5 * (bounds[0] + bounds[1]), bounds[0] - bounds[1]
+        lost = self._lost(sizes)
+        dense, sparse = bounds[0] + lost["dense"], bounds[1] + lost["sparse24"]
+        level = 0.5 * (between + lost["mean"] + 0.5 * (dense + sparse))
+        ratio = 0.5 * (apart + lost["ratio"] + dense - sparse)
+        decisive = apart + lost["pooled"]
+        ratio = np.where(ratio * decisive > 0, ratio, decisive)
         return level + (-0.5 if sparse24 else 0.5) * ratio
 
     def deviation(self, sizes: Floats, *, sparse24: bool) -> Floats:
         """Standard deviation of a measured log latency at sizes (Q, 3), float (Q,)."""
-        dense, sparse = self._features(sizes)
-        process = self._processes
-        lost = (
-            process["sparse24"].deviation(sparse, 0)
-            if sparse24
-            else process["dense"].deviation(dense, 0)
+        process, x = self._processes, self._features(sizes)
+        lost, mean, ratio = (
+            process[name].deviation(x[name], 0) ** 2
+            for name in ("sparse24" if sparse24 else "dense", "mean", "ratio")
         )
-        both = process["mean"].deviation(dense, 0) ** 2
-        both = both + 0.25 * process["ratio"].deviation(dense, 0) ** 2
         extra = _PER_OCTAVE_OUTSIDE * self.outside(sizes) + _UNALIGNED * self._odd(sizes)
         extra = extra + _BORROWED * self.estimate
-        return np.sqrt(0.5 * (lost**2 + both) + extra**2)
+        return np.sqrt(0.5 * (lost + mean + 0.25 * ratio) + extra**2)
 
     def outside(self, sizes: Floats) -> Floats:
         """Octaves outside the box of measured sizes, float (Q,)."""
@@ -142,15 +136,15 @@ class LatencyModel:
         outside, nearest = self.outside(sizes)[0], self.nearest(sizes)[0]
         return Prediction(us, low, high, float(outside), float(nearest), self.estimate)
 
-    def _features(self, sizes: Floats) -> tuple[Floats, Floats]:
-        """Those of the dense product, which `mean` and `ratio` take too, and of the 2:4."""
+    def _lost(self, sizes: Floats) -> dict[str, Floats]:
+        x = self._features(sizes)
+        return {name: own.mean(x[name], 0) for name, own in self._processes.items()}
+
+    def _features(self, sizes: Floats) -> dict[str, Floats]:
         # Outside the box the loss stays what it is at its edge; the roofline goes on.
         low, high = self._box
         inside = np.exp2(np.clip(np.log2(sizes), low, high))
-        dense, sparse = (
-            features(inside, self.gpu, self.dtype, sparse24=kind) for kind in (False, True)
-        )
-        return dense, sparse
+        return _features(inside, self.gpu, self.dtype)
 
     def _odd(self, sizes: Floats) -> Floats:
         step = _ALIGNED_BYTES // BYTES[self.dtype]
@@ -170,14 +164,6 @@ class LatencyModel:
         tables = (self.table, *self.beside) if quantity in _POOLED else (self.table,)
         parameters = np.stack([table.parameters[quantity] for table in tables])
         return Process(_points(tables, quantity), parameters)
-
-
-def _on_one_side(ratio: Floats, other: Floats) -> Floats:
-    """The average of two log ratios, `other` 0 where it disagrees about which is faster.
-
-    `ratio` is right more often about that, `other` nearer where they agree.
-    """
-    return 0.5 * (ratio + np.where(ratio * other > 0, other, 0.0))
 
 
 def fitted(tables: Sequence[Table]) -> tuple[Table, ...]:
@@ -207,7 +193,7 @@ def _likeness(a: str, b: str) -> float:
 
 
 def _observed(table: Table, quantity: str) -> tuple[Floats, Floats]:
-    """Features of the measured points, float (T, 11), and the quantity there, (T,)."""
+    """Features of the measured points, float (T, D), and the quantity there, (T,)."""
     gpu, sizes = GPUS[table.gpu], table.sizes
     bounds = [log_roofline(sizes, gpu, table.dtype, sparse24=s) for s in (False, True)]
     dense, sparse = (table.log_us - np.column_stack(bounds)).T
@@ -216,6 +202,15 @@ def _observed(table: Table, quantity: str) -> tuple[Floats, Floats]:
         "sparse24": sparse,
         "mean": 0.5 * (dense + sparse),
         "ratio": dense - sparse,
+        "pooled": dense - sparse,
     }
-    own = features(sizes, gpu, table.dtype, sparse24=quantity == "sparse24")
-    return own, y[quantity]
+    return _features(sizes, gpu, table.dtype)[quantity], y[quantity]
+
+
+def _features(sizes: Floats, gpu: Gpu, dtype: str) -> dict[str, Floats]:
+    """What each quantity depends on, float (Q, D): all but one on the dense product's."""
+    dense, sparse = (features(sizes, gpu, dtype, sparse24=kind) for kind in (False, True))
+    return {
+        quantity: (sparse if quantity == "sparse24" else dense)[:, :count]
+        for quantity, count in QUANTITIES.items()
+    }

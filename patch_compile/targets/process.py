@@ -5,7 +5,7 @@ deviations and noise of its own: the intrinsic model of coregionalisation (Bonil
 Williams, Multi-task Gaussian Process Prediction, 2008). Rasmussen and Williams, Gaussian
 Processes for Machine Learning (2006): the kernel is (4.17) with a length a column, the
 posterior (2.25) and (2.26), the linear mean (2.39). T: measured points. Q: queries. J: kinds.
-P: parameters.
+P: parameters. D: features, some of the first columns of `features`.
 """
 
 from dataclasses import dataclass
@@ -14,20 +14,12 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from patch_compile.targets.features import PHYSICS, SIZES, basis
+from patch_compile.targets.features import SIZES, basis
 
-__all__ = ["GROUPS", "LENGTHS", "PARAMETERS", "WEIGHT_VARIANCE", "Points", "Process"]
-__all__ += ["distance", "matern", "split"]
+__all__ = ["WEIGHT_VARIANCE", "Points", "Process", "distance", "groups", "lengths", "matern"]
+__all__ += ["split"]
 
 Floats = NDArray[np.float64]
-
-GROUPS = (SIZES, PHYSICS)
-# For each group a log length a column and the log deviation; last the log noise.
-PARAMETERS = sum(group.stop - group.start + 1 for group in GROUPS) + 1
-# Which of them are lengths, bool (P,).
-LENGTHS = np.concatenate(
-    [*([True] * (group.stop - group.start) + [False] for group in GROUPS), [False]]
-).astype(np.bool_)
 
 # Of the mean's slopes: wide beside what is left over the roofline, tenths of a log unit.
 WEIGHT_VARIANCE = 0.3
@@ -38,7 +30,7 @@ class Points:
     """What was measured, of all kinds.
 
     Attributes:
-        x: float (T, 11), features.
+        x: float (T, D), features.
         kinds: int (T,), from 0 to J - 1.
         y: float (T,), the quantity there.
         alike: float (J, J), correlations of the kinds, 1 on the diagonal.
@@ -75,12 +67,12 @@ class Process:
     parameters: Floats
 
     def mean(self, x: Floats, kind: int) -> Floats:
-        """Predicts the quantity of one kind at x (Q, 11), float (Q,)."""
+        """Predicts the quantity of one kind at x (Q, D), float (Q,)."""
         shift: Floats = self._covariance(x, np.full(len(x), kind)) @ self._weights
         return self.points.centres[kind] + shift
 
     def deviation(self, x: Floats, kind: int) -> Floats:
-        """Standard deviation of a measurement at x (Q, 11), noise included, float (Q,)."""
+        """Standard deviation of a measurement at x (Q, D), noise included, float (Q,)."""
         across = self._covariance(x, np.full(len(x), kind))
         explained = self._inverse_factor @ across.T
         noise = self._noise[kind]
@@ -96,11 +88,11 @@ class Process:
     def _covariance(self, x: Floats, kinds: NDArray[np.intp]) -> Floats:
         to = self.points
         shared = WEIGHT_VARIANCE * basis(x) @ basis(to.x).T
-        for columns, (lengths, log_deviations) in zip(
-            GROUPS, split(self.parameters)[0], strict=True
+        for columns, (log_lengths, log_deviations) in zip(
+            groups(x.shape[1]), split(self.parameters)[0], strict=True
         ):
             scale = np.exp(log_deviations)
-            kernel = matern(x[:, columns], to.x[:, columns], lengths)
+            kernel = matern(x[:, columns], to.x[:, columns], log_lengths)
             shared = shared + np.outer(scale[kinds], scale[to.kinds]) * kernel
         return shared * to.alike[np.ix_(kinds, to.kinds)]
 
@@ -119,14 +111,28 @@ class Process:
         return weights
 
 
+def groups(features: int) -> tuple[slice, slice]:
+    """The columns of either kernel, of so many features."""
+    return SIZES, slice(SIZES.stop, features)
+
+
+def lengths(features: int) -> NDArray[np.bool_]:
+    """Which of the parameters are lengths, bool (P,).
+
+    A log length a column and the log deviation, for each group; last the log noise.
+    """
+    parts = [[True] * (group.stop - group.start) + [False] for group in groups(features)]
+    return np.array([*parts[0], *parts[1], False])
+
+
 def split(parameters: Floats) -> tuple[list[tuple[Floats, Floats]], Floats]:
     """For each group its log lengths and, (J,), log deviations; the log noises, (J,)."""
-    groups, start = [], 0
-    for group in GROUPS:
+    found, start = [], 0
+    for group in groups(parameters.shape[1] - 3):
         stop = start + group.stop - group.start
-        groups.append((parameters[0, start:stop], parameters[:, stop]))
+        found.append((parameters[0, start:stop], parameters[:, stop]))
         start = stop + 1
-    return groups, parameters[:, -1]
+    return found, parameters[:, -1]
 
 
 def matern(a: Floats, b: Floats, log_lengths: Floats) -> Floats:

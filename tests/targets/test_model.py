@@ -11,9 +11,14 @@ from scipy.stats import multivariate_normal
 from patch_compile.errors import ModelError
 from patch_compile.targets.datasheets import GPUS
 from patch_compile.targets.features import features, log_roofline
-from patch_compile.targets.fitting import _free, _loss, _table, fit_parameters
+from patch_compile.targets.fitting import (
+    _loss,
+    all_parameters,
+    fit_parameters,
+    free_parameters,
+)
 from patch_compile.targets.model import LatencyModel, fitted
-from patch_compile.targets.process import PARAMETERS, Points, Process, matern
+from patch_compile.targets.process import Points, Process, matern
 from patch_compile.targets.table import Table
 from patch_compile.targets.target import load
 
@@ -60,24 +65,25 @@ def test_a_model_of_one_kind_left_out_is_predicted_within_its_interval() -> None
         assert np.mean(np.abs(off) < wide) > 0.75
 
 
-def test_which_is_faster_is_what_the_process_of_the_ratio_says() -> None:
-    """On a target where the two products alone say otherwise of some sizes."""
+def test_which_is_faster_is_what_the_pooled_ratio_says() -> None:
+    """On a target where the average of the others says otherwise of some sizes."""
     model = load("rtx4090", "fp8").model
     sizes = np.array(
         [[m, n, k] for m in (64, 128, 256) for n in (2048, 3584, 6144) for k in (2048, 4096)],
         np.float64,
     )
-    bounds = [log_roofline(sizes, model.gpu, "fp8", sparse24=kind) for kind in (False, True)]
-    x = [features(sizes, model.gpu, "fp8", sparse24=kind) for kind in (False, True)]
-    process = model._processes
-    direct = bounds[0] - bounds[1] + process["ratio"].mean(x[0], 0)
-    alone = bounds[0] + process["dense"].mean(x[0], 0)
-    alone = alone - bounds[1] - process["sparse24"].mean(x[1], 0)
-    dense, sparse = (model.log_us(sizes, sparse24=kind) for kind in (False, True))
-    agree = direct * alone > 0
+    dense, sparse = (
+        log_roofline(sizes, model.gpu, "fp8", sparse24=kind) for kind in (False, True)
+    )
+    lost = model._lost(sizes)
+    pooled = dense - sparse + lost["pooled"]
+    alone = dense + lost["dense"] - sparse - lost["sparse24"]
+    average = 0.5 * (alone + dense - sparse + lost["ratio"])
+    agree = pooled * average > 0
     assert 0 < agree.sum() < len(agree)
-    np.testing.assert_array_equal(dense > sparse, direct > 0)
-    np.testing.assert_allclose((dense - sparse)[agree], 0.5 * (direct + alone)[agree])
+    found = _log_ratio(model, sizes)
+    np.testing.assert_allclose(found, np.where(agree, average, pooled))
+    np.testing.assert_array_equal(found > 0, pooled > 0)
 
 
 def test_one_dtype_tells_of_the_ratio_of_another() -> None:
@@ -114,7 +120,7 @@ def test_an_estimate_scales_with_the_datasheet(made_up: Table) -> None:
 
 def test_posterior_is_that_of_a_plain_solve(rng: np.random.Generator) -> None:
     points = _random_points(rng, 30)
-    parameters = _table(rng.normal(scale=0.3, size=_FREE))
+    parameters = all_parameters(rng.normal(scale=0.3, size=_FREE), 11)
     parameters[:, -1] = np.log([0.1, 0.2])
     process = Process(points, parameters)
     at = _random_features(rng, 5)
@@ -182,7 +188,7 @@ def test_gradient_of_the_likelihood_is_that_of_differences(rng: np.random.Genera
 def test_likelihood_is_that_of_a_normal_distribution(rng: np.random.Generator) -> None:
     points = _random_points(rng, 12)
     at = rng.normal(scale=0.3, size=_FREE)
-    parameters = _table(at)
+    parameters = all_parameters(at, 11)
     covariance = _slow(
         points.x, points.kinds, points.x, points.kinds, points.alike, parameters
     )
@@ -196,11 +202,11 @@ def test_free_parameters_are_the_lengths_once_and_the_rest_of_each_kind(
     rng: np.random.Generator,
 ) -> None:
     free = rng.normal(size=_FREE)
-    parameters = _table(free)
-    assert parameters.shape == (2, PARAMETERS)
+    parameters = all_parameters(free, 11)
+    assert parameters.shape == (2, 14)
     np.testing.assert_array_equal(parameters[0, :3], parameters[1, :3])
     assert len(np.unique(parameters[:, [3, 12, 13]])) == 6
-    np.testing.assert_array_equal(_free(parameters), free)
+    np.testing.assert_array_equal(free_parameters(parameters), free)
 
 
 def test_fitting_finds_noise_and_smoothness(rng: np.random.Generator) -> None:
