@@ -77,7 +77,8 @@ def main() -> None:
 
 def _show(name: str, folds: list[Fold]) -> dict[str, float]:
     row = _errors(folds)
-    cells = [f"{row[key]:7.2%}" for key in ("median", "median_256", "p90", "sign")]
+    keys = ("median", "median_256", "p90", "sign")
+    cells = [f"{row[key]:7.2%}" if key in row else 7 * " " for key in keys]
     covered = f"{row['covered']:8.1%}" if "covered" in row else ""
     print(f"{name:20}", *cells, covered, flush=True)
     return row
@@ -93,10 +94,11 @@ def _errors(folds: list[Fold]) -> dict[str, float]:
     row = {
         "predictions": float(wrong.size),
         "median": float(np.median(wrong)),
-        "median_256": float(np.median(wrong[many])),
         "p90": float(np.quantile(wrong, 0.9)),
         "sign": float(np.mean((gain > 0)[clear] == (guess > 0)[clear])),
     }
+    if many.any():
+        row["median_256"] = float(np.median(wrong[many]))
     deviations = [fold.deviation for fold in folds if fold.deviation is not None]
     if deviations:
         off = np.abs(predicted - measured) / np.concatenate(deviations)
