@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from patch_compile.targets.datasheets import BYTES, Gpu
 
-__all__ = ["SIZES", "basis", "features", "log_roofline"]
+__all__ = ["SIZES", "basis", "features", "log_roofline", "weight_bytes"]
 
 Floats = NDArray[np.float64]
 
@@ -65,11 +65,15 @@ def basis(x: Floats) -> Floats:
     return np.column_stack([np.ones(len(x)), sizes, x[:, 3:6]])
 
 
+def weight_bytes(dtype: str, *, sparse24: bool) -> float:
+    """Bytes that are read for one weight, counted as if it were dense."""
+    return 0.5 * BYTES[dtype] + _INDEX_BYTES if sparse24 else float(BYTES[dtype])
+
+
 def _bounds(sizes: Floats, gpu: Gpu, dtype: str, *, sparse24: bool) -> tuple[Floats, Floats]:
     """Microseconds of all bytes at full bandwidth, and of all sums at full rate."""
     m, n, k = sizes.T
-    element = BYTES[dtype]
-    weight = 0.5 * element + _INDEX_BYTES if sparse24 else float(element)
+    element, weight = BYTES[dtype], weight_bytes(dtype, sparse24=sparse24)
     # Outputs are bf16 or fp16 for operands of one byte too.
     moved = n * k * weight + m * k * element + m * n * 2
     sums = 2 * m * n * k * (0.5 if sparse24 else 1.0)

@@ -115,11 +115,12 @@ def _by_length(x: Floats, weights: Floats) -> Floats:
 def _inverse(covariance: Floats) -> tuple[Floats, float]:
     """The inverse of a covariance, and half the logarithm of its determinant."""
     # As above; half the time of numpy's, which knows no triangles.
-    from scipy.linalg.lapack import dpotrf, dpotri
+    from scipy.linalg import get_lapack_funcs
 
-    factor, failed = dpotrf(covariance, lower=1)
+    potrf, potri = get_lapack_funcs(("potrf", "potri"), (covariance,))
+    factor, failed = potrf(covariance, lower=1)
     assert not failed, "noise on the diagonal keeps it positive definite"
-    lower = np.tril(dpotri(factor, lower=1)[0])
+    lower = np.tril(potri(factor, lower=1)[0])
     inverse: Floats = lower + np.tril(lower, -1).T
     return inverse, float(np.log(np.diag(factor)).sum())
 

@@ -45,7 +45,8 @@ class Points:
     def centres(self) -> Floats:
         """The median of each kind, float (J,)."""
         count = range(len(self.alike))
-        return np.array([np.median(self.y[self.kinds == kind]) for kind in count])
+        medians = [np.median(self.y[self.kinds == kind]) for kind in count]
+        return np.array(medians, np.float64)
 
     @cached_property
     def off(self) -> Floats:
@@ -69,7 +70,8 @@ class Process:
     def mean(self, x: Floats, kind: int) -> Floats:
         """Predicts the quantity of one kind at x (Q, D), float (Q,)."""
         shift: Floats = self._covariance(x, np.full(len(x), kind)) @ self._weights
-        return self.points.centres[kind] + shift
+        centre = float(self.points.centres[kind])
+        return centre + shift
 
     def deviation(self, x: Floats, kind: int) -> Floats:
         """Standard deviation of a measurement at x (Q, D), noise included, float (Q,)."""
@@ -79,11 +81,13 @@ class Process:
         own = sum(np.exp(2 * deviations[kind]) for _, deviations in split(self.parameters)[0])
         own = own + WEIGHT_VARIANCE * (basis(x) ** 2).sum(axis=1) + noise
         variance: Floats = own - (explained**2).sum(axis=0)
-        return np.sqrt(np.maximum(variance, noise))
+        deviation: Floats = np.sqrt(np.maximum(variance, noise))
+        return deviation
 
     @cached_property
     def _noise(self) -> Floats:
-        return np.exp(2 * self.parameters[:, -1])
+        noise: Floats = np.exp(2 * self.parameters[:, -1])
+        return noise
 
     def _covariance(self, x: Floats, kinds: NDArray[np.intp]) -> Floats:
         to = self.points
@@ -147,4 +151,5 @@ def distance(a: Floats, b: Floats, log_lengths: Floats) -> Floats:
     a, b = a / np.exp(log_lengths), b / np.exp(log_lengths)
     # |a - b|^2 as one product: ten times as fast as the differences, and exact enough.
     squared = (a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * a @ b.T
-    return np.sqrt(np.maximum(squared, 0.0))
+    apart: Floats = np.sqrt(np.maximum(squared, 0.0))
+    return apart

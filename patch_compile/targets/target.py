@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from patch_compile.errors import ModelError, RecipeError
 from patch_compile.targets.datasheets import BYTES, GPUS
+from patch_compile.targets.features import weight_bytes
 from patch_compile.targets.model import LatencyModel, Prediction
 from patch_compile.targets.table import Table
 
@@ -119,6 +120,15 @@ class Target:
         if sizes.size and sizes.min() < 1:
             raise RecipeError(f"size of a product | is {sizes.min()}; expected 1 or more")
         return np.exp(self.model.log_us(sizes.astype(np.float64), sparse24=sparse24))
+
+    def weight_us(self, n: int, k: int, *, sparse24: bool) -> float:
+        """The least microseconds of reading W [n, k] from memory, at all of its bandwidth.
+
+        Tables were measured with warm caches, which hold a W that the one product reads again
+        and again. In a model larger than the cache every W comes from memory.
+        """
+        moved = n * k * weight_bytes(self.dtype, sparse24=sparse24)
+        return moved / (GPUS[self.gpu].bandwidth * 1e3)
 
     def predict(self, m: int, n: int, k: int, *, sparse24: bool = False) -> Prediction:
         """Predicts one product with an interval, and how far it is from what was measured."""

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from scipy.stats import multivariate_normal
 
 from patch_compile.errors import ModelError
 from patch_compile.targets.datasheets import GPUS
@@ -87,11 +86,11 @@ def test_which_is_faster_is_what_the_pooled_ratio_says() -> None:
 
 
 def test_one_dtype_tells_of_the_ratio_of_another() -> None:
-    """At 256 tokens 2:4 is slow on both; bf16 was not measured there."""
+    """At 256 tokens 2:4 is far slower on both; bf16 was not measured there."""
     table = _made_up()
     (rows,) = table.points.values()
     cliff = rows[:, 0] == 256
-    rows[cliff, 4] *= 1.6
+    rows[cliff, 4] *= 4
     fp16 = replace(table, dtype="fp16")
     bf16, other = fitted([replace(table, points={"made up": rows[~cliff]}), fp16])
     models = (LatencyModel(bf16, GPUS["a100"], "bf16", beside) for beside in ((), (other,)))
@@ -193,9 +192,10 @@ def test_likelihood_is_that_of_a_normal_distribution(rng: np.random.Generator) -
         points.x, points.kinds, points.x, points.kinds, points.alike, parameters
     )
     covariance += np.diag(np.exp(2 * parameters[points.kinds, -1]))
-    plain = multivariate_normal(np.zeros(12), covariance).logpdf(points.off)
+    _, log_determinant = np.linalg.slogdet(covariance)
+    plain = 0.5 * points.off @ np.linalg.solve(covariance, points.off) + 0.5 * log_determinant
     found, _ = _loss(at, points, at, np.ones(_FREE))
-    assert found == pytest.approx(-plain - 6 * np.log(2 * np.pi), rel=1e-6)
+    assert found == pytest.approx(plain, rel=1e-6)
 
 
 def test_free_parameters_are_the_lengths_once_and_the_rest_of_each_kind(

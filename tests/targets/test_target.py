@@ -138,6 +138,16 @@ def test_the_table_decides_when_24_pays() -> None:
     assert h100.gemm_us(2048, 4096, 4096) > 1.2 * h100.gemm_us(2048, 4096, 4096, sparse24=True)
 
 
+def test_a_weight_is_read_at_the_datasheets_bandwidth() -> None:
+    target = targets.load("rtx5080", "bf16")
+    assert target.weight_us(12288, 4096, sparse24=False) == pytest.approx(
+        2 * 12288 * 4096 / 960e3
+    )
+    assert target.weight_us(4096, 64, sparse24=True) == pytest.approx(
+        9 / 16 * target.weight_us(4096, 64, sparse24=False)
+    )
+
+
 def test_copies_cost_their_bytes_and_a_launch() -> None:
     target = targets.load("a100", "bf16")
     nothing, million = target.moved_us(0), target.moved_us(10**6)
