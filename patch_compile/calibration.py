@@ -153,7 +153,7 @@ def calibrate(
         facts["tensorrt"] = " and ".join(versions)
     wanted = set(sizes)
     rows = np.array([row for row in part.rows if row[:3] in wanted], np.float64)
-    table = fitted(Table(sheet, recipe.dtype, {"calibrate": rows}, _source(facts)))
+    (table,) = fitted([Table(sheet, recipe.dtype, {"calibrate": rows}, _source(facts))])
     write_text(output, table.to_json())
     part.path.unlink(missing_ok=True)
     return table

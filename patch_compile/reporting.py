@@ -127,7 +127,8 @@ def target_facts(cost: TimeCost | None) -> dict[str, str] | None:
     """What times are predicted for and from, for report.json."""
     if cost is None:
         return None
-    return {"name": cost.target.name, "basis": cost.target.basis, "assumed": ASSUMED}
+    basis = cost.target.basis_at(tokens for tokens, _ in cost.rates)
+    return {"name": cost.target.name, "basis": basis, "assumed": ASSUMED}
 
 
 def versions() -> dict[str, str]:

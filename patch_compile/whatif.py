@@ -131,7 +131,7 @@ def _row(
         target.basis,
         target.estimate,
         tokens,
-        not target.measured_tokens[0] <= tokens <= target.measured_tokens[1],
+        not target.measured(tokens),
         dense_us=sum(dense),
         merged_us=_merged_us(plan, structure, cost),
         planned_us=bill.price(cost),

@@ -12,6 +12,7 @@ import argparse
 import csv
 import sys
 from collections import defaultdict
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -33,10 +34,11 @@ _BROKEN = {("b200", "int8"), ("h100", "fp16")}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("csv", type=Path)
-    for table in tables(parser.parse_args().csv):
-        path = _TABLES / f"{table.gpu}-{table.dtype}.json"
-        path.write_text(fitted(table).to_json(), "utf-8")
-        sys.stdout.write(f"{path.name}: {len(table.sizes)} points\n")
+    for _, own in groupby(tables(parser.parse_args().csv), lambda table: table.gpu):
+        for table in fitted(list(own)):
+            path = _TABLES / f"{table.gpu}-{table.dtype}.json"
+            path.write_text(table.to_json(), "utf-8")
+            sys.stdout.write(f"{path.name}: {len(table.sizes)} points\n")
 
 
 def tables(path: Path) -> list[Table]:
@@ -52,7 +54,7 @@ def tables(path: Path) -> list[Table]:
             origins[row["shapes_from"]].append(numbers)
     return [
         Table(gpu, dtype, {o: np.array(points) for o, points in origins.items()}, _SOURCE)
-        for (gpu, dtype), origins in rows.items()
+        for (gpu, dtype), origins in sorted(rows.items())
     ]
 
 

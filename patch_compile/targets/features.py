@@ -8,13 +8,12 @@ from numpy.typing import NDArray
 
 from patch_compile.targets.datasheets import BYTES, Gpu
 
-__all__ = ["PHYSICS", "SIZES", "basis", "features", "log_roofline"]
+__all__ = ["SIZES", "basis", "features", "log_roofline", "weight_bytes"]
 
 Floats = NDArray[np.float64]
 
 # Columns of `features`: sizes, then what the hardware makes of them.
 SIZES = slice(0, 3)
-PHYSICS = slice(3, 8)
 
 # Output tiles of common tensor core kernels; one streaming multiprocessor computes one.
 _TILES = ((128, 128), (128, 256), (256, 128))
@@ -44,17 +43,19 @@ def log_roofline(sizes: Floats, gpu: Gpu, dtype: str, *, sparse24: bool) -> Floa
 
 
 def features(sizes: Floats, gpu: Gpu, dtype: str, *, sparse24: bool) -> Floats:
-    """What the efficiency of a kernel may depend on, float (Q, 8), logs to base 2.
+    """What the efficiency of a kernel may depend on, float (Q, 11), logs to base 2.
 
     Columns: M, N, K; work lost to incomplete waves of tiles, for three tiles; arithmetic
-    intensity over the machine's balance; the roofline's time.
+    intensity over the machine's balance; the roofline's time; waves of tiles; bytes of the
+    dense weight, which caches hold or not; bytes of one of its rows, which one tile sums.
     """
-    m, n, _ = sizes.T
+    m, n, k = sizes.T
     memory, compute = _bounds(sizes, gpu, dtype, sparse24=sparse24)
     waves = [np.ceil(m / rows) * np.ceil(n / columns) / gpu.sms for rows, columns in _TILES]
     lost = [np.log2(np.ceil(wave - 1e-9) / wave) for wave in waves]
     # 2 microseconds: below, everything is the start of a kernel.
     physics = [*lost, np.log2(compute / memory), np.log2(compute + memory + 2)]
+    physics += [np.log2(waves[0]), np.log2(n * k * BYTES[dtype]), np.log2(k * BYTES[dtype])]
     return np.column_stack([np.log2(sizes), *physics])
 
 
@@ -64,11 +65,15 @@ def basis(x: Floats) -> Floats:
     return np.column_stack([np.ones(len(x)), sizes, x[:, 3:6]])
 
 
+def weight_bytes(dtype: str, *, sparse24: bool) -> float:
+    """Bytes that are read for one weight, counted as if it were dense."""
+    return 0.5 * BYTES[dtype] + _INDEX_BYTES if sparse24 else float(BYTES[dtype])
+
+
 def _bounds(sizes: Floats, gpu: Gpu, dtype: str, *, sparse24: bool) -> tuple[Floats, Floats]:
     """Microseconds of all bytes at full bandwidth, and of all sums at full rate."""
     m, n, k = sizes.T
-    element = BYTES[dtype]
-    weight = 0.5 * element + _INDEX_BYTES if sparse24 else float(element)
+    element, weight = BYTES[dtype], weight_bytes(dtype, sparse24=sparse24)
     # Outputs are bf16 or fp16 for operands of one byte too.
     moved = n * k * weight + m * k * element + m * n * 2
     sums = 2 * m * n * k * (0.5 if sparse24 else 1.0)

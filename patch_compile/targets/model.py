@@ -2,11 +2,14 @@
 
 A latency is the roofline's times what kernels lose on it. The logarithm of the loss is
 predicted twice, and averaged: for the dense and the 2:4 product each alone, and through
-their mean and their ratio, which share much. M: tokens. N: out features. K: in features.
-Q: queries.
+their mean and their ratio, which share much. Which of the two is faster a fifth process
+says, of the ratio on all dtypes that were measured on the GPU: right more often, though not
+as near. Where the average has the other sign, its ratio takes the place of the average's.
+M: tokens. N: out features. K: in features. Q: queries. T: measured points. J: dtypes.
+D: features.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -16,8 +19,8 @@ from numpy.typing import NDArray
 from patch_compile.targets.datasheets import BYTES, GPUS, Gpu
 from patch_compile.targets.features import features, log_roofline
 from patch_compile.targets.fitting import fit_parameters
-from patch_compile.targets.process import Process
-from patch_compile.targets.table import Table
+from patch_compile.targets.process import Points, Process
+from patch_compile.targets.table import QUANTITIES, Table
 
 __all__ = ["LatencyModel", "Prediction", "fitted"]
 
@@ -26,14 +29,25 @@ Floats = NDArray[np.float64]
 # Two sides of a normal distribution that hold 90 %.
 _NINETY = 1.645
 
-# Widening of the interval, in log units, by what no measured point shows. Assumed: there is
-# nothing to fit them to.
-_PER_OCTAVE_OUTSIDE = 0.1
+# Parameters are taken for known, so that intervals come out too narrow: by this factor, where
+# whole models are left out (benchmarks/latency_model.py).
+_TOO_SURE = 1.2
+
+# Widening of the interval, in log units, an octave outside the measured sizes: so that about
+# 90 % of the points of the fewest tokens lie within it when they are left out (the same).
+_PER_OCTAVE_OUTSIDE = 0.2
+# The same for what no measured point shows. Assumed: there is nothing to fit them to.
 _UNALIGNED = 0.2
 _BORROWED = 0.25
 
 # Tensor cores load 16 bytes at a time; other sizes fall back to slower kernels.
 _ALIGNED_BYTES = 16
+
+# What one dtype tells of another: correlations of what is not explained by features. bf16
+# and fp16 run the same kernels. Rounded from fits by likelihood, 0.9 to 0.98 and 0.5 to 0.9.
+_ALIKE, _RELATED = 0.9, 0.5
+
+_POOLED = frozenset({"pooled"})
 
 
 @dataclass(frozen=True)
@@ -66,11 +80,13 @@ class LatencyModel:
         table: measured, with parameters, perhaps of another GPU or dtype.
         gpu: the GPU that is asked for.
         dtype: the dtype that is asked for.
+        beside: tables of other dtypes, measured on the GPU of `table`.
     """
 
     table: Table
     gpu: Gpu
     dtype: str
+    beside: tuple[Table, ...] = ()
 
     @property
     def estimate(self) -> bool:
@@ -79,24 +95,29 @@ class LatencyModel:
 
     def log_us(self, sizes: Floats, *, sparse24: bool) -> Floats:
         """Log microseconds at sizes (Q, 3), float (Q,)."""
-        alone, mean, ratio = self._features(sizes, sparse24=sparse24)
-        half = -0.5 if sparse24 else 0.5
-        process = self._processes
-        lost = process["sparse24" if sparse24 else "dense"].mean(alone)
-        both = process["mean"].mean(mean) + half * process["ratio"].mean(ratio)
-        bound = log_roofline(sizes, self.gpu, self.dtype, sparse24=sparse24)
-        return bound + 0.5 * (lost + both)
+        bounds = [
+            log_roofline(sizes, self.gpu, self.dtype, sparse24=kind) for kind in (False, True)
+        ]
+        between, apart = 0.5 * (bounds[0] + bounds[1]), bounds[0] - bounds[1]
+        lost = self._lost(sizes)
+        dense, sparse = bounds[0] + lost["dense"], bounds[1] + lost["sparse24"]
+        level = 0.5 * (between + lost["mean"] + 0.5 * (dense + sparse))
+        ratio = 0.5 * (apart + lost["ratio"] + dense - sparse)
+        decisive = apart + lost["pooled"]
+        ratio = np.where(ratio * decisive > 0, ratio, decisive)
+        return level + (-0.5 if sparse24 else 0.5) * ratio
 
     def deviation(self, sizes: Floats, *, sparse24: bool) -> Floats:
         """Standard deviation of a measured log latency at sizes (Q, 3), float (Q,)."""
-        alone, mean, ratio = self._features(sizes, sparse24=sparse24)
-        process = self._processes
-        lost = process["sparse24" if sparse24 else "dense"].deviation(alone)
-        both = process["mean"].deviation(mean) ** 2
-        both = both + 0.25 * process["ratio"].deviation(ratio) ** 2
+        process, x = self._processes, self._features(sizes)
+        lost, mean, ratio = (
+            process[name].deviation(x[name], 0) ** 2
+            for name in ("sparse24" if sparse24 else "dense", "mean", "ratio")
+        )
         extra = _PER_OCTAVE_OUTSIDE * self.outside(sizes) + _UNALIGNED * self._odd(sizes)
         extra = extra + _BORROWED * self.estimate
-        return np.sqrt(0.5 * (lost**2 + both) + extra**2)
+        own = _TOO_SURE**2 * 0.5 * (lost + mean + 0.25 * ratio)
+        return np.sqrt(own + extra**2)
 
     def outside(self, sizes: Floats) -> Floats:
         """Octaves outside the box of measured sizes, float (Q,)."""
@@ -119,15 +140,15 @@ class LatencyModel:
         outside, nearest = self.outside(sizes)[0], self.nearest(sizes)[0]
         return Prediction(us, low, high, float(outside), float(nearest), self.estimate)
 
-    def _features(self, sizes: Floats, *, sparse24: bool) -> tuple[Floats, Floats, Floats]:
+    def _lost(self, sizes: Floats) -> dict[str, Floats]:
+        x = self._features(sizes)
+        return {name: own.mean(x[name], 0) for name, own in self._processes.items()}
+
+    def _features(self, sizes: Floats) -> dict[str, Floats]:
         # Outside the box the loss stays what it is at its edge; the roofline goes on.
         low, high = self._box
         inside = np.exp2(np.clip(np.log2(sizes), low, high))
-        # `mean` and `ratio` belong to both kinds: they take the dense product's features.
-        dense = features(inside, self.gpu, self.dtype, sparse24=False)
-        if not sparse24:
-            return dense, dense, dense
-        return features(inside, self.gpu, self.dtype, sparse24=True), dense, dense
+        return _features(inside, self.gpu, self.dtype)
 
     def _odd(self, sizes: Floats) -> Floats:
         step = _ALIGNED_BYTES // BYTES[self.dtype]
@@ -141,27 +162,59 @@ class LatencyModel:
 
     @cached_property
     def _processes(self) -> Mapping[str, Process]:
-        return {
-            name: Process(*observed, self.table.parameters[name])
-            for name, observed in _observed(self.table).items()
-        }
+        return {name: self._process(name) for name in QUANTITIES}
+
+    def _process(self, quantity: str) -> Process:
+        tables = (self.table, *self.beside) if quantity in _POOLED else (self.table,)
+        parameters = np.stack([table.parameters[quantity] for table in tables])
+        return Process(_points(tables, quantity), parameters)
 
 
-def fitted(table: Table) -> Table:
-    """Returns the table with its parameters fitted; takes seconds."""
-    parameters = {name: fit_parameters(*xy) for name, xy in _observed(table).items()}
-    return replace(table, parameters=parameters)
+def fitted(tables: Sequence[Table]) -> tuple[Table, ...]:
+    """Returns all tables of one GPU with their parameters fitted; takes seconds a table."""
+    found: list[dict[str, Floats]] = [{} for _ in tables]
+    for quantity in QUANTITIES:
+        parts = [tuple(tables)] if quantity in _POOLED else [(table,) for table in tables]
+        rows = [row for part in parts for row in fit_parameters(_points(part, quantity))]
+        for parameters, row in zip(found, rows, strict=True):
+            parameters[quantity] = row
+    pairs = zip(tables, found, strict=True)
+    return tuple(replace(table, parameters=parameters) for table, parameters in pairs)
 
 
-def _observed(table: Table) -> dict[str, tuple[Floats, Floats]]:
-    """For each of `QUANTITIES` the features of the measured points, and its values there."""
+def _points(tables: tuple[Table, ...], quantity: str) -> Points:
+    x, y = zip(*(_observed(table, quantity) for table in tables), strict=True)
+    kinds = np.repeat(np.arange(len(tables)), [len(own) for own in y])
+    dtypes = [table.dtype for table in tables]
+    alike = np.array([[_likeness(a, b) for a in dtypes] for b in dtypes])
+    return Points(np.concatenate(x), kinds, np.concatenate(y), alike)
+
+
+def _likeness(a: str, b: str) -> float:
+    if a == b:
+        return 1.0
+    return _ALIKE if {a, b} == {"bf16", "fp16"} else _RELATED
+
+
+def _observed(table: Table, quantity: str) -> tuple[Floats, Floats]:
+    """Features of the measured points, float (T, D), and the quantity there, (T,)."""
     gpu, sizes = GPUS[table.gpu], table.sizes
-    x = [features(sizes, gpu, table.dtype, sparse24=sparse) for sparse in (False, True)]
     bounds = [log_roofline(sizes, gpu, table.dtype, sparse24=s) for s in (False, True)]
     dense, sparse = (table.log_us - np.column_stack(bounds)).T
+    y = {
+        "dense": dense,
+        "sparse24": sparse,
+        "mean": 0.5 * (dense + sparse),
+        "ratio": dense - sparse,
+        "pooled": dense - sparse,
+    }
+    return _features(sizes, gpu, table.dtype)[quantity], y[quantity]
+
+
+def _features(sizes: Floats, gpu: Gpu, dtype: str) -> dict[str, Floats]:
+    """What each quantity depends on, float (Q, D): all but one on the dense product's."""
+    dense, sparse = (features(sizes, gpu, dtype, sparse24=kind) for kind in (False, True))
     return {
-        "dense": (x[0], dense),
-        "sparse24": (x[1], sparse),
-        "mean": (x[0], 0.5 * (dense + sparse)),
-        "ratio": (x[0], dense - sparse),
+        quantity: (sparse if quantity == "sparse24" else dense)[:, :count]
+        for quantity, count in QUANTITIES.items()
     }

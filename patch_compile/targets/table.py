@@ -14,14 +14,15 @@ from numpy.typing import NDArray
 from patch_compile.errors import ModelError
 from patch_compile.parsing import DAMAGE, parse_json
 from patch_compile.targets.datasheets import BYTES, GPUS
-from patch_compile.targets.process import PARAMETERS
 
 __all__ = ["QUANTITIES", "Table"]
 
 Floats = NDArray[np.float64]
 
-# What the processes of a table predict, each a log over the roofline's.
-QUANTITIES = ("dense", "sparse24", "mean", "ratio")
+# What the processes of a table predict, each a log over the roofline's, and from how many of
+# the columns of `features`. `ratio` and `pooled` are the same, from the table alone and from
+# all dtypes of the GPU.
+QUANTITIES = {"dense": 8, "sparse24": 8, "mean": 8, "ratio": 8, "pooled": 11}
 _VERSION = 1
 
 
@@ -58,10 +59,11 @@ class Table:
                     "five positive numbers M, N, K, dense_us, sparse24_us; leave them out"
                 )
         for quantity, parameters in self.parameters.items():
-            if quantity not in QUANTITIES or parameters.shape != (PARAMETERS,):
+            # Beside a length each, two deviations and a noise.
+            if parameters.shape != (QUANTITIES.get(quantity, 0) + 3,):
                 raise ModelError(
                     f"table '{self.gpu}-{self.dtype}' | has {parameters.size} parameters of "
-                    f"'{quantity}'; expected {PARAMETERS} of each of {', '.join(QUANTITIES)}"
+                    f"'{quantity}'; expected those of {', '.join(QUANTITIES)}; make it again"
                 )
 
     @property

@@ -3,6 +3,7 @@
 M: tokens. N: out features. K: in features.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from patch_compile.errors import ModelError, RecipeError
 from patch_compile.targets.datasheets import BYTES, GPUS
+from patch_compile.targets.features import weight_bytes
 from patch_compile.targets.model import LatencyModel, Prediction
 from patch_compile.targets.table import Table
 
@@ -80,6 +82,22 @@ class Target:
         tokens = self.model.table.sizes[:, 0]
         return int(tokens.min()), int(tokens.max())
 
+    def measured(self, tokens: int) -> bool:
+        """Whether so few and so many tokens were measured; others are extrapolated."""
+        least, most = self.measured_tokens
+        return least <= tokens <= most
+
+    def basis_at(self, tokens: Iterable[int]) -> str:
+        """Like `basis`, and which of these numbers of tokens are extrapolated."""
+        beyond = [f"{count:,}" for count in tokens if not self.measured(count)]
+        if not beyond:
+            return self.basis
+        least, most = self.measured_tokens
+        return (
+            f"{self.basis}; {' and '.join(beyond)} tokens by extrapolation, from {least:,} to "
+            f"{most:,} were measured"
+        )
+
     def gemm_us(self, m: int, n: int, k: int, *, sparse24: bool = False) -> float:
         """Predicts the microseconds of `Y[m, n] = X[m, k] W[n, k]^T`.
 
@@ -102,6 +120,15 @@ class Target:
         if sizes.size and sizes.min() < 1:
             raise RecipeError(f"size of a product | is {sizes.min()}; expected 1 or more")
         return np.exp(self.model.log_us(sizes.astype(np.float64), sparse24=sparse24))
+
+    def weight_us(self, n: int, k: int, *, sparse24: bool) -> float:
+        """The least microseconds of reading W [n, k] from memory, at all of its bandwidth.
+
+        Tables were measured with warm caches, which hold a W that the one product reads again
+        and again. In a model larger than the cache every W comes from memory.
+        """
+        moved = n * k * weight_bytes(self.dtype, sparse24=sparse24)
+        return moved / (GPUS[self.gpu].bandwidth * 1e3)
 
     def predict(self, m: int, n: int, k: int, *, sparse24: bool = False) -> Prediction:
         """Predicts one product with an interval, and how far it is from what was measured."""
@@ -144,10 +171,14 @@ def load(gpu: str, dtype: str) -> Target:
             f"target dtype '{dtype}' | is unknown on {gpu}; expected one of "
             f"{', '.join(known[gpu])}"
         )
-    text = (files("patch_compile.targets") / "tables" / _table_name(gpu, dtype)).read_text(
-        "utf-8"
+    name = _table_name(gpu, dtype)
+    table, source = _shipped(name), name.partition("-")[0]
+    beside = tuple(
+        _shipped(other)
+        for other in sorted(_tables() - {name})
+        if other.startswith(f"{source}-")
     )
-    return Target(gpu, dtype, LatencyModel(Table.from_json(text), GPUS[gpu], dtype))
+    return Target(gpu, dtype, LatencyModel(table, GPUS[gpu], dtype, beside))
 
 
 def parse(name: str) -> Target:
@@ -204,6 +235,12 @@ def _table_name(gpu: str, dtype: str) -> str:
         if f"{source}-{measured}.json" in _tables():
             return f"{source}-{measured}.json"
     return ""
+
+
+@cache
+def _shipped(name: str) -> Table:
+    text = (files("patch_compile.targets") / "tables" / name).read_text("utf-8")
+    return Table.from_json(text)
 
 
 @cache

@@ -164,4 +164,5 @@ def dense_us(target: Target, tokens: int, shapes: Iterable[tuple[int, int]]) -> 
 # Models repeat their shapes: a layer's are predicted once.
 @cache
 def _product_us(target: Target, tokens: int, n: int, k: int, sparse24: bool) -> float:
-    return LAUNCH_GAP_US + target.gemm_us(tokens, n, k, sparse24=sparse24)
+    warm = target.gemm_us(tokens, n, k, sparse24=sparse24)
+    return LAUNCH_GAP_US + max(warm, target.weight_us(n, k, sparse24=sparse24))

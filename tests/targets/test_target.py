@@ -45,6 +45,22 @@ def test_an_estimate_says_so_everywhere() -> None:
     assert guess.high / guess.low > known.high / known.low
 
 
+def test_tokens_that_were_not_measured_are_said_to_be_extrapolated() -> None:
+    target = parse("h100-bf16")
+    assert [target.measured(tokens) for tokens in (63, 64, 16384, 16385)] == [0, 1, 1, 0]
+    assert target.basis_at((64, 2048)) == target.basis
+    assert target.basis_at((16, 2048, 32768)) == (
+        "predicted from measured GEMM latencies; 16 and 32,768 tokens by extrapolation, from "
+        "64 to 16,384 were measured"
+    )
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_no_table_has_fewer_than_64_tokens(name: str) -> None:
+    """What documentation says of all of them."""
+    assert parse(name).measured_tokens[0] == 64
+
+
 @pytest.mark.parametrize("name", MEASURED)
 def test_a_measured_point_is_met(name: str) -> None:
     target = parse(name)
@@ -120,6 +136,16 @@ def test_the_table_decides_when_24_pays() -> None:
     }
     assert gain["a100"] > 1.1 > gain["h100"]
     assert h100.gemm_us(2048, 4096, 4096) > 1.2 * h100.gemm_us(2048, 4096, 4096, sparse24=True)
+
+
+def test_a_weight_is_read_at_the_datasheets_bandwidth() -> None:
+    target = targets.load("rtx5080", "bf16")
+    assert target.weight_us(12288, 4096, sparse24=False) == pytest.approx(
+        2 * 12288 * 4096 / 960e3
+    )
+    assert target.weight_us(4096, 64, sparse24=True) == pytest.approx(
+        9 / 16 * target.weight_us(4096, 64, sparse24=False)
+    )
 
 
 def test_copies_cost_their_bytes_and_a_launch() -> None:

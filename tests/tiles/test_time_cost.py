@@ -217,3 +217,12 @@ def test_without_a_target_there_is_no_time() -> None:
     assert cost_of(CompileRecipe(), [(N, K)]) is None
     cost: Cost = MultiplyAdds()
     assert cost.refusal((N, K), ()) == ""
+
+
+def test_a_product_takes_no_less_than_its_weight_from_memory() -> None:
+    """2:4, W fits the cache of an RTX 5080 and was measured there; in a model it does not."""
+    target, shape = parse("rtx5080-bf16"), (12288, 4096)
+    least = target.weight_us(*shape, sparse24=True)
+    assert target.gemm_us(64, *shape, sparse24=True) < least
+    cost = TimeCost(target, ((64, 1.0),))
+    assert cost.product(*shape, sparse24=True) == pytest.approx(LAUNCH_GAP_US + least)
