@@ -52,11 +52,11 @@ def test_pieces_are_the_two_sides_of_the_cut() -> None:
     cut = shared_cut([random_mask(rng, "g", weight, "band:8", dense=dense[:, None])], None)
     assert cut is not None
     ends, middle = ((0, 8), (24, 32)), ((8, 24),)
-    assert row_pieces(cut, HIDDEN) == (
+    assert row_pieces(cut, (INNER, HIDDEN)) == (
         Piece("dense", ends, ((0, HIDDEN),)),
         Piece("sparse24", middle, ((0, HIDDEN),)),
     )
-    assert branch_pieces(cut, 12) == (
+    assert branch_pieces(cut, (12, INNER)) == (
         Piece("dense", ((0, 12),), ends),
         Piece("sparse24", ((0, 12),), middle),
     )
