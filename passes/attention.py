@@ -1,24 +1,25 @@
 """An attention between the products that make its heads and the one that sums over them.
 
 Like the walk of `regions`, this one is by hand: no pattern says "whatever an exporter writes
-between q, k, v and o, as long as no head meets another". Each node is shown to treat all groups
-of heads alike (`headwise`), or the attention is left whole with the reason.
+between q, k, v and o, as long as no head meets another". Each node is shown to treat all
+groups of heads alike (`headwise`), or the attention is left whole with the reason.
 
 G: groups, one for every head of keys and values.
 """
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from patch_compile.passes.fused_heads import is_attention, kept_heads
 from patch_compile.passes.headwise import MOVES, step_of
-from patch_compile.passes.layouts import Layout, Mixed
+from patch_compile.passes.layouts import Layout, Mixed, resolved
 from patch_compile.passes.regions import ELEMENTWISE, is_product, sides
 from patch_compile.passes.sites import constant_tensor
 from patch_compile.passes.sizes import ONE, Size, declared, entries
-from patch_compile.passes.steps import Step, Trace
+from patch_compile.passes.steps import Step, Trace, integer
 
 __all__ = ["Attention", "Whole", "find_attention"]
 
@@ -84,14 +85,14 @@ def _found(
     if groups < 2:
         raise Mixed("it has one head of keys and values")
     trace = Trace(groups, {})
-    for product, (_, stacks) in zip(products, starts, strict=True):
-        trace.layouts[product.outputs[0]] = _made(product, groups, stacks)
+    for product, (_, times) in zip(products, starts, strict=True):
+        trace.layouts[product.outputs[0]] = _made(product, groups, times)
     steps = _needed(root, [_step(node, trace) for node in inside])
     _check_end(root, trace)
     for step in steps:
         if step.refusal is not None:
             raise Mixed(f"{_named(step.node)} {step.refusal}")
-    stacks = tuple(stacks for _, stacks in starts)
+    stacks = tuple(times for _, times in starts)
     return Attention(root, products, stacks, groups, steps, _kernels(products, steps))
 
 
@@ -198,7 +199,8 @@ def _start(product: ir.Node) -> tuple[int, int]:
         heads = kept_heads(node)
         if heads is not None:
             return heads, stacks
-        if node.op_type == "Reshape" and (feature := _feature(node)) < width:
+        count, feature = _tail(node) if node.op_type == "Reshape" else (None, None)
+        if feature is not None and (feature < width or (feature == width and count == 1)):
             if width % feature:
                 break
             return width // feature, stacks
@@ -210,16 +212,17 @@ def _start(product: ir.Node) -> tuple[int, int]:
     raise Mixed(f"no Reshape parts the features of '{product.outputs[0].name}' into heads")
 
 
-def _feature(node: ir.Node) -> int:
-    """The last size of a Reshape's result; a large number if it is not known."""
-    target = None if node.inputs[1] is None else entries(node.inputs[1], {})
-    last = target[-1].size if target else None
-    fixed = None if last is None else last.fixed
-    if fixed is not None and fixed > 0:
-        return fixed
-    dims = declared(node.outputs[0])
-    stated = dims[-1].fixed if dims else None
-    return 1 << 62 if stated is None else stated
+def _tail(node: ir.Node) -> tuple[int | None, int | None]:
+    """The last two sizes of a Reshape's result, where they are known numbers."""
+    value, shape = node.inputs
+    dims = None if value is None else declared(value)
+    target = None if shape is None else entries(shape, {})
+    found = declared(node.outputs[0]) or ()
+    if dims is not None and target is not None:
+        with suppress(Mixed):
+            found = resolved(dims, target, zero_copies=not integer(node, "allowzero"))
+    count, feature = [None, None, *(size.fixed for size in found)][-2:]
+    return count, feature
 
 
 def _keeps_width(node: ir.Node) -> bool:

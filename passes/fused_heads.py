@@ -61,14 +61,15 @@ def kept_heads(node: ir.Node) -> int | None:
 def _attention(node: ir.Node, trace: Trace) -> Step:
     fused = _FUSED[node.domain, node.op_type]
     for place, why in fused.apart.items():
-        value = node.inputs[place] if len(node.inputs) > place else None
-        if value is not None:
-            raise Mixed(f"{why}: it reads '{value.name}'")
+        apart = node.inputs[place] if len(node.inputs) > place else None
+        if apart is not None:
+            raise Mixed(f"{why}: it reads '{apart.name}'")
     sole_output(node)
-    query, key, value = (trace.layouts.get(v) if v else None for v in node.inputs[:3])
-    if query is None or key is None or value is None:
-        raise Mixed("reads queries, keys and values as one")
     _check_scores(node, fused)
+    reads = [trace.layouts[v] for v in node.inputs[:3] if v is not None and v in trace.layouts]
+    if len(reads) < 3:
+        raise Mixed("reads queries, keys and values as one")
+    query, key, value = reads
     if len(query.dims) == 4:
         return _on_four_axes(node, trace, query, key, value)
     return _on_three_axes(node, trace, (query, key, value), fused)
@@ -101,9 +102,10 @@ def _on_three_axes(
         raise Mixed("has its heads on another axis than the last")
     if any(count < 1 or count % groups for count in heads):
         raise Mixed(f"has {heads[0]} heads over {heads[1]}, for {groups} groups")
-    features = value.inner.over(Size(heads[1] // groups))
-    if features is None:
-        raise Mixed(f"has values of no {heads[1]} heads")
+    kept = Size(heads[1] // groups)
+    features = value.inner.over(kept)
+    if features is None or key.inner.over(kept) is None:
+        raise Mixed(f"has keys or values of no {heads[1]} heads")
     inner = Size(heads[0] // groups) * features
     dims = (*query.dims[:2], Size(groups) * inner)
     counts = {name: count // groups for name, count in zip(fused.counts, heads, strict=True)}

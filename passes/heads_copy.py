@@ -86,7 +86,9 @@ class HeadsCopy:
         )
         new = [made] if isinstance(made, ir.Value) else list(made)
         for old, value, layout in zip(outputs, new, step.layouts, strict=True):
-            value.type, value.shape = old.type, self._dims(layout)
+            # A value whose type the graph leaves open can state no shape either.
+            if old.type is not None:
+                value.type, value.shape = old.type, self._dims(layout)
             self.made[old] = value
 
     def _dims(self, layout: Layout) -> ir.Shape:

@@ -20,13 +20,14 @@ __all__ = [
     "Written",
     "expanded",
     "reshaped",
+    "resolved",
     "turned",
     "written",
 ]
 
 
 class Mixed(Exception):
-    """Groups meet, or it cannot be shown that they do not: what an operation does, in words."""
+    """Groups meet, or may for all that can be shown; says what an operation does."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def reshaped(layout: Layout, target: Sequence[Entry], *, zero_copies: bool) -> L
     Raises:
         Mixed: if no axis holds them whole.
     """
-    dims = _resolved(layout.dims, target, zero_copies=zero_copies)
+    dims = resolved(layout.dims, target, zero_copies=zero_copies)
     inside = product_of([layout.inner, *layout.dims[layout.axis + 1 :]])
     for axis in reversed(range(len(dims))):
         rest = inside.over(dims[axis])
@@ -116,10 +117,14 @@ def reshaped(layout: Layout, target: Sequence[Entry], *, zero_copies: bool) -> L
     raise Mixed("joins or parts groups of heads")
 
 
-def _resolved(
+def resolved(
     dims: Sequence[Size], target: Sequence[Entry], *, zero_copies: bool
 ) -> tuple[Size, ...]:
-    """A Reshape's result: 0 copies a size, -1 is what is left."""
+    """The sizes of a Reshape's result: 0 copies a size, -1 is what is left.
+
+    Raises:
+        Mixed: if they are not known.
+    """
     found: list[Size | None] = []
     for place, entry in enumerate(target):
         size = entry.size

@@ -24,11 +24,12 @@ def note_move(step: Step, trace: Trace) -> Step:
     if step.node.op_type not in ("Reshape", "Transpose") or step.node.domain:
         return step
     start, axes = _moved(step.reads[0], trace)
-    if step.node.op_type == "Transpose":
-        after = _turned(axes, step, trace)
-    else:
-        sizes = trace.layouts[start].dims
-        after = _grouped([axis for group in axes for axis in group], sizes, step)
+    flat = [axis for group in axes for axis in group]
+    after = (
+        _turned(axes, step)
+        if step.node.op_type == "Transpose"
+        else _grouped(flat, trace.layouts[start].dims, step)
+    )
     amid = step.reads[0] in trace.moved
     alone = after is not None and all(len(group) == 1 for group in after)
     # What can be written as it is starts a chain of its own: the nearest start is the best.
@@ -46,9 +47,7 @@ def _moved(value: ir.Value, trace: Trace) -> Moved:
     return trace.moved.get(value, (value, each))
 
 
-def _turned(
-    axes: Sequence[tuple[int, ...]], step: Step, trace: Trace
-) -> tuple[tuple[int, ...], ...]:
+def _turned(axes: Sequence[tuple[int, ...]], step: Step) -> tuple[tuple[int, ...], ...]:
     attribute = step.node.attributes.get("perm")
     order = range(len(axes))[::-1] if attribute is None else attribute.as_ints()
     return tuple(axes[axis] for axis in order)

@@ -88,7 +88,7 @@ def declared(value: ir.Value) -> Dims | None:
     return tuple(_dim(value, place, dim) for place, dim in enumerate(shape))
 
 
-def _dim(value: ir.Value, place: int, dim: int | ir.SymbolicDim) -> Size:
+def _dim(value: ir.Value, place: int, dim: int | ir.SymbolicDimProtocol) -> Size:
     if isinstance(dim, int):
         return Size(dim)
     return Size.unknown(value, place) if dim.value is None else Size(1, (str(dim.value),))

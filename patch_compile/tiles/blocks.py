@@ -130,7 +130,7 @@ def shared_cut(
         heads: of an attention; its groups are the units.
     """
     units = rows[0].shape[0] if heads is None else heads.groups
-    dense = np.zeros(units, np.bool_)
+    dense: NDArray[np.bool_] = np.zeros(units, np.bool_)
     for place, mask in enumerate(rows):
         held = np.repeat(mask.dense.any(axis=1), mask.grid.heights)
         dense |= _by_unit(held, units, 1 if heads is None else heads.stacks[place])
@@ -138,7 +138,7 @@ def shared_cut(
         held = np.repeat(columns.dense.any(axis=0), columns.grid.widths)
         dense |= _by_unit(held, units, 1)
     step = 4 // gcd(4, 1 if heads is None else heads.features)
-    several = np.any(dense.reshape(-1, step), axis=1)
+    several: NDArray[np.bool_] = dense.reshape(-1, step).any(axis=1)
     if several.all() or not several.any():
         return None
     edges = range(0, units + 1, step)
