@@ -330,7 +330,8 @@ def tied_heads(
         size = weight.shape[axis] // tiles.size
         if name == "o" and size % 4:
             # No tile parts a group of 4: one is dense where any head in it is.
-            tiles = np.repeat(dense, size).reshape(-1, 4).any(axis=1)
+            held = np.repeat(dense, size)
+            tiles = np.array([held[at : at + 4].any() for at in range(0, held.size, 4)])
             size = 4
         kind, map_ = ("column", tiles[None]) if name == "o" else ("band", tiles[:, None])
         found.append(random_mask(rng, f"{name}.weight", weight, f"{kind}:{size}", dense=map_))

@@ -10,13 +10,14 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import helper
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
 from patch_compile.compiler import Compiled, compile_model
-from patch_compile.errors import InternalError, PatchCompileError
+from patch_compile.errors import InternalError, MaskError
 from patch_compile.io.onnx_model import load_model
 from patch_compile.passes import branches, heads_copy, inner_axis
 from patch_compile.passes.legal import sparse_pieces_are_24
@@ -34,6 +35,8 @@ from tests.support import OLD_ONNXRUNTIME, graph_text, random_mask, run_ort
 RTOL, ATOL = 1e-4, 2e-3
 
 GROUPED = ("branches", "sink-order")
+# A graph whose shapes do not fit is refused by the runtime, before it runs or while it does.
+OrtError = (ort_state.Fail, ort_state.InvalidArgument, ort_state.RuntimeException)
 FORMS = (
     ("expand", "grouped", "flat") if OLD_ONNXRUNTIME else ("expand", "grouped", "flat", "op")
 )
@@ -102,7 +105,6 @@ def attentions(draw: st.DrawFn) -> Heads:
     )
 
 
-@settings(max_examples=30)
 @given(
     seed=st.integers(0, 2**32 - 1),
     heads=attentions(),
@@ -117,12 +119,12 @@ def test_any_tied_attention_computes_the_masked_attention(
     dense = rng.random(heads.groups) < 0.5
     masks = tied_heads(rng, heads, arrays, dense)
     compiled, _ = check_heads(heads, arrays, masks, lowering, restore=restore)
+    # Where o has no whole groups of 4 a head, neighbours may have to be cut together.
     whole = (heads.share * heads.head) % 4 == 0
     if lowering in GROUPED and dense.any() and not dense.all() and whole:
         assert {weight.lowering for weight in compiled.plan.weights} == {lowering}
 
 
-@settings(max_examples=30)
 @given(
     seed=st.integers(0, 2**32 - 1),
     tiles=st.lists(
@@ -347,6 +349,5 @@ def test_planted_mutant_is_caught(
     arguments = case((False, True, False), bias=True, chain=True)
     check_heads(*arguments, "branches")
     monkeypatch.setattr(target, attribute, mutant)
-    failures = (AssertionError, InternalError, PatchCompileError, RuntimeError, ValueError)
-    with pytest.raises((*failures, Exception)):  # noqa: B017, PT011
+    with pytest.raises((AssertionError, InternalError, MaskError, *OrtError)):
         check_heads(*arguments, "branches")
