@@ -169,20 +169,23 @@ def _check_apart(nodes: tuple[ir.Node, ...], root: ir.Node) -> None:
                 raise Mixed(f"'{value.name}' is also read by {_named(use.node)}")
 
 
-def _is_size(node: ir.Node, inside: set[ir.Node], depth: int = 0) -> bool:
+def _is_size(node: ir.Node, inside: set[ir.Node]) -> bool:
     """Whether a node outside yields but sizes that shapes inside are made of."""
-    if (depth == 0 and node.op_type != "Shape") or depth > len(inside):
-        return False
-    for value in node.outputs:
-        if value.is_graph_output():
+    seen, stack = {node}, [node]
+    while stack:
+        values = stack.pop().outputs
+        uses = [use for value in values for use in value.uses()]
+        outside = [use.node for use in uses if use.node not in inside]
+        shapes = all(_is_shape(use.node, use.idx) for use in uses if use.node in inside)
+        if not shapes or any(value.is_graph_output() for value in values):
             return False
-        for use in value.uses():
-            shape = use.node.op_type in ("Reshape", "Expand") and use.idx == 1
-            if use.node in inside and shape:
-                continue
-            if use.node in inside or not _is_size(use.node, inside, depth + 1):
-                return False
-    return True
+        stack += [reader for reader in outside if reader not in seen]
+        seen.update(outside)
+    return node.op_type == "Shape"
+
+
+def _is_shape(node: ir.Node, place: int) -> bool:
+    return node.op_type in ("Reshape", "Expand") and place == 1
 
 
 def _start(product: ir.Node) -> tuple[int, int]:
@@ -214,7 +217,7 @@ def _start(product: ir.Node) -> tuple[int, int]:
 
 def _tail(node: ir.Node) -> tuple[int | None, int | None]:
     """The last two sizes of a Reshape's result, where they are known numbers."""
-    value, shape = node.inputs
+    value, shape = (*node.inputs, None)[:2]
     dims = None if value is None else declared(value)
     target = None if shape is None else entries(shape, {})
     found = declared(node.outputs[0]) or ()

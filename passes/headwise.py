@@ -13,6 +13,7 @@ from patch_compile.passes.fused_heads import FUSED_RULES
 from patch_compile.passes.layouts import (
     Layout,
     Mixed,
+    Written,
     expanded,
     reshaped,
     turned,
@@ -20,7 +21,15 @@ from patch_compile.passes.layouts import (
 )
 from patch_compile.passes.moves import note_move
 from patch_compile.passes.regions import ELEMENTWISE
-from patch_compile.passes.sizes import ONE, Entry, Size, constant_ints, declared, entries
+from patch_compile.passes.sizes import (
+    ONE,
+    Entry,
+    Size,
+    constant_ints,
+    declared,
+    entries,
+    follows,
+)
 from patch_compile.passes.steps import (
     Step,
     Trace,
@@ -40,6 +49,9 @@ _ALSO_ELEMENTWISE = "And Equal Greater GreaterOrEqual IsInf IsNaN Less LessOrEqu
 _REDUCTIONS = "ReduceL2 ReduceMax ReduceMean ReduceMin ReduceSum ReduceSumSquare"
 _NORMS = "LayerNormalization RMSNormalization SimplifiedLayerNormalization"
 
+_OPERANDS = {"Attention": 3, "Expand": 2, "MatMul": 2, "Reshape": 2, "Slice": 3}
+_UNREADABLE = "needs sizes that are known at run time alone"
+
 # Operations that compute nothing.
 MOVES = frozenset(
     {"Expand", "Identity", "Reshape", "Split", "Squeeze", "Transpose", "Unsqueeze"}
@@ -55,6 +67,8 @@ def step_of(node: ir.Node, trace: Trace) -> Step:
     rule = _RULES.get((node.domain, node.op_type))
     if rule is None:
         raise Mixed("may mix heads")
+    if len(node.inputs) < _OPERANDS.get(node.op_type, 1):
+        raise Mixed("lacks an operand")
     step = rule(node, trace)
     for value, layout in zip(node.outputs, step.layouts, strict=False):
         trace.layouts[value] = layout
@@ -137,8 +151,10 @@ def _matmul(node: ir.Node, trace: Trace) -> Step:
     one, two = (trace.layouts.get(v) if v is not None else None for v in node.inputs)
     if one is None or two is None:
         raise Mixed("multiplies heads by what is none")
-    if min(one.from_end, two.from_end) < 3 or not one.alike(two):
+    if min(one.from_end, two.from_end) < 3:
         raise Mixed("sums over heads")
+    if not one.alike(two):
+        raise Mixed("multiplies heads that lie in different orders")
     lead = _broadcast(one.dims[:-2], two.dims[:-2], node.outputs[0])
     dims = (*lead, one.dims[-2], two.dims[-1])
     return Step(node, (one.at(len(dims) - one.from_end, dims),), reads)
@@ -149,6 +165,8 @@ def _transpose(node: ir.Node, trace: Trace) -> Step:
     attribute = node.attributes.get("perm")
     axes = range(len(layout.dims))
     order = [*reversed(axes)] if attribute is None else list(attribute.as_ints())
+    if sorted(order) != [*axes]:
+        raise Mixed(f"turns {len(order)} of {len(axes)} axes")
     return trace.same(node, turned(layout, order))
 
 
@@ -157,7 +175,7 @@ def _reshape(node: ir.Node, trace: Trace) -> Step:
     zero_copies = integer(node, "allowzero") in (None, 0)
     after = reshaped(layout, target, zero_copies=zero_copies)
     shape = written(layout, after, target)
-    why = None if shape else "needs sizes that are known at run time alone"
+    why = None if shape and _readable(shape, trace) else _UNREADABLE
     return Step(node, (after,), trace.reads(node), shape=shape, refusal=why)
 
 
@@ -165,7 +183,14 @@ def _expand(node: ir.Node, trace: Trace) -> Step:
     layout, target = trace.only(node), _target(node, trace)
     value = node.inputs[0]
     after, shape = expanded(layout, target, "" if value is None else value.name or "")
-    return Step(node, (after,), trace.reads(node), shape=shape)
+    why = None if _readable(shape, trace) else _UNREADABLE
+    return Step(node, (after,), trace.reads(node), shape=shape, refusal=why)
+
+
+def _readable(shape: Written, trace: Trace) -> bool:
+    """Whether no size that is read at run time follows from what a branch makes anew."""
+    sources = [entry.source for entry in shape if isinstance(entry, Entry)]
+    return not any(source is None or follows(source, trace.known) for source in sources)
 
 
 def _target(node: ir.Node, trace: Trace) -> tuple[Entry, ...]:
@@ -182,6 +207,8 @@ def _unsqueeze(node: ir.Node, trace: Trace) -> Step:
         raise Mixed("adds axes that are known at run time alone")
     rank = len(layout.dims) + len(axes)
     new = {axis % rank for axis in axes}
+    if len(new) < len(axes):
+        raise Mixed("adds an axis twice")
     old = iter(layout.dims)
     dims = [ONE if axis in new else next(old) for axis in range(rank)]
     places = [axis for axis in range(rank) if axis not in new]
@@ -203,6 +230,9 @@ def _slice(node: ir.Node, trace: Trace) -> Step:
     if starts is None or stops is None or None in rest:
         raise Mixed("cuts at places that are known at run time alone")
     axes, steps = (*rest, None, None)[:2]
+    counts = {len(each) for each in (starts, stops, axes, steps) if each is not None}
+    if len(counts) > 1 or 0 in (steps or ()):
+        raise Mixed("cuts at places that fit no axes")
     dims = list(layout.dims)
     for place, (start, stop) in enumerate(zip(starts, stops, strict=True)):
         axis = axis_of(place if axes is None else axes[place], dims)
@@ -232,7 +262,8 @@ def _split(node: ir.Node, trace: Trace) -> Step:
         made = [_replaced(layout, axis, part) for part in parts]
         return Step(node, tuple(made), trace.reads(node))
     outer, inner = layout.outer.fixed, layout.inner.fixed
-    if outer is None or inner is None or outer % count or len({*sizes}) > 1:
+    uneven = len({*sizes}) > 1 or sum(sizes) != size or len(sizes) != count
+    if outer is None or inner is None or outer % count or uneven:
         raise Mixed("parts the axis of the heads unequally")
     dims = [*layout.dims]
     dims[axis] = parts[0]

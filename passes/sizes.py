@@ -15,13 +15,23 @@ import onnx_ir as ir
 
 from patch_compile.passes.sites import constant_tensor
 
-__all__ = ["ONE", "Entry", "Size", "constant_ints", "declared", "entries", "product_of"]
+__all__ = [
+    "ONE",
+    "Entry",
+    "Size",
+    "constant_ints",
+    "declared",
+    "entries",
+    "follows",
+    "product_of",
+]
 
 Dims = tuple["Size", ...]
 Known = Mapping[ir.Value, Dims]
 
-# Nodes between a shape operand and what it is made of.
-_DEEPEST = 12
+# Values between a shape operand and what it is made of, and entries of a shape, at most.
+_MOST = 200
+_LONGEST = 64
 
 
 @dataclass(frozen=True)
@@ -62,8 +72,7 @@ class Entry:
 
     Attributes:
         size: -1 and 0 mean what Reshape takes them for; None if nothing is known.
-        source: a value of one element, on one axis, that holds it at run time; None if there
-            is none, or if it follows from a value that `Known` tells of.
+        source: a value of one element, on one axis, that holds it at run time, if any does.
     """
 
     size: Size | None
@@ -71,6 +80,7 @@ class Entry:
 
 
 Entries = tuple[Entry, ...]
+Seen = dict[ir.Value, Entries | None]
 
 
 def product_of(sizes: Sequence[Size]) -> Size:
@@ -102,37 +112,52 @@ def constant_ints(value: ir.Value | None) -> tuple[int, ...] | None:
     return tuple(int(number) for number in tensor.numpy().reshape(-1))
 
 
-def entries(value: ir.Value, known: Known, depth: int = 0) -> Entries | None:
+def entries(value: ir.Value, known: Known, seen: Seen | None = None) -> Entries | None:
     """What a tensor of sizes holds; None if not even their number is known.
 
     Args:
         value: integers on one axis, or a single one.
-        known: sizes of values that the graph may say less of; nothing that is read off these
-            has a source, since they will be made anew.
-        depth: of the recursion.
+        known: sizes of values that the graph may say less of.
+        seen: what was found so far of the values on the way.
     """
+    seen = {} if seen is None else seen
+    if value not in seen and len(seen) < _MOST:
+        # A graph that turns in circles, or repeats itself without end, ends here.
+        seen[value] = None
+        seen[value] = _entries(value, known, seen)
+    return seen.get(value)
+
+
+def _entries(value: ir.Value, known: Known, seen: Seen) -> Entries | None:
     ints = constant_ints(value)
     if ints is not None:
         return tuple(Entry(Size(number)) for number in ints)
     node = value.producer()
-    rule = (
-        None if node is None or node.domain or depth > _DEEPEST else _RULES.get(node.op_type)
-    )
-    found = None if rule is None or node is None else rule(node, known, depth + 1)
+    rule = None if node is None or node.domain else _RULES.get(node.op_type)
+    found = None if rule is None or node is None else rule(node, known, seen)
     if found is None:
         return _stated(value)
     # A part that is handed on whole can be read off any value on the way; the last is nearest.
     if len(found) == 1 and value.shape is not None and value.shape.rank() == 1:
-        (entry,) = found
-        hidden = node is not None and _follows(value, known, 0)
-        return (Entry(entry.size, None if hidden else value),)
+        return (Entry(found[0].size, value),)
     return found
+
+
+def follows(value: ir.Value, known: Known) -> bool:
+    """Whether a size may be read off a value of `known`, which a branch makes anew."""
+    seen, stack = {value}, [value]
+    while stack and len(seen) < _MOST:
+        node = stack.pop().producer()
+        new = [v for v in (() if node is None else node.inputs) if v is not None]
+        stack += [v for v in new if v not in seen]
+        seen.update(new)
+    return bool(stack) or not seen.isdisjoint(known)
 
 
 def _stated(value: ir.Value) -> Entries | None:
     dims = declared(value)
     count = None if dims is None else product_of(dims).fixed
-    if dims is None or count is None or len(dims) > 1:
+    if dims is None or count is None or len(dims) > 1 or count > _LONGEST:
         return None
     alone = count == 1 and len(dims) == 1
     return tuple(
@@ -140,17 +165,7 @@ def _stated(value: ir.Value) -> Entries | None:
     )
 
 
-def _follows(value: ir.Value, known: Known, depth: int) -> bool:
-    """Whether a size is read off a value of `known`."""
-    node = value.producer()
-    if value in known:
-        return True
-    if node is None or depth > _DEEPEST:
-        return False
-    return any(_follows(v, known, depth + 1) for v in node.inputs if v is not None)
-
-
-def _shape(node: ir.Node, known: Known, _: int) -> Entries | None:
+def _shape(node: ir.Node, known: Known, _: Seen) -> Entries | None:
     value = node.inputs[0]
     if value is None:
         return None
@@ -164,44 +179,47 @@ def _shape(node: ir.Node, known: Known, _: int) -> Entries | None:
     return tuple(Entry(size) for size in part)
 
 
-def _concat(node: ir.Node, known: Known, depth: int) -> Entries | None:
-    parts = [None if v is None else entries(v, known, depth) for v in node.inputs]
+def _concat(node: ir.Node, known: Known, seen: Seen) -> Entries | None:
+    parts = [None if v is None else entries(v, known, seen) for v in node.inputs]
     if any(part is None for part in parts):
         return None
-    return tuple(entry for part in parts if part is not None for entry in part)
+    found = tuple(entry for part in parts if part is not None for entry in part)
+    return found if len(found) <= _LONGEST else None
 
 
-def _slice(node: ir.Node, known: Known, depth: int) -> Entries | None:
-    data = _first(node, known, depth)
+def _slice(node: ir.Node, known: Known, seen: Seen) -> Entries | None:
+    data = _first(node, known, seen)
     bounds = [constant_ints(value) for value in node.inputs[1:]]
     known_bounds = [bound[0] for bound in bounds if bound is not None and len(bound) == 1]
-    if data is None or len(known_bounds) != len(bounds) or known_bounds[3:] not in ([], [1]):
+    whole = len(known_bounds) == len(bounds) >= 2
+    if data is None or not whole or known_bounds[3:] not in ([], [1]):
         return None
     return data[known_bounds[0] : known_bounds[1]]
 
 
-def _gather(node: ir.Node, known: Known, depth: int) -> Entries | None:
-    data, places = _first(node, known, depth), constant_ints(node.inputs[1])
+def _gather(node: ir.Node, known: Known, seen: Seen) -> Entries | None:
+    data, places = _first(node, known, seen), constant_ints(node.inputs[-1])
     if data is None or places is None or any(not -len(data) <= p < len(data) for p in places):
         return None
     return tuple(Entry(data[place].size) for place in places)
 
 
-def _first(node: ir.Node, known: Known, depth: int) -> Entries | None:
-    """What does not change the integers: their axes, or their type."""
+def _first(node: ir.Node, known: Known, seen: Seen) -> Entries | None:
+    """The integers of an operation that changes their axes or their type alone."""
     value = node.inputs[0]
-    return None if value is None else entries(value, known, depth)
+    return None if value is None else entries(value, known, seen)
 
 
-def _mul(node: ir.Node, known: Known, depth: int) -> Entries | None:
-    one, two = (None if v is None else entries(v, known, depth) for v in node.inputs)
+def _mul(node: ir.Node, known: Known, seen: Seen) -> Entries | None:
+    parts = [None if v is None else entries(v, known, seen) for v in node.inputs]
+    one, two = (*parts, None, None)[:2]
     if one is None or two is None or len(one) != 1 or len(two) != 1:
         return None
     a, b = one[0].size, two[0].size
     return (Entry(None if a is None or b is None else a * b),)
 
 
-_RULES: Mapping[str, Callable[[ir.Node, Known, int], Entries | None]] = {
+_RULES: Mapping[str, Callable[[ir.Node, Known, Seen], Entries | None]] = {
     "Shape": _shape,
     "Concat": _concat,
     "Slice": _slice,

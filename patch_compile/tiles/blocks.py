@@ -133,10 +133,10 @@ def shared_cut(
     dense: NDArray[np.bool_] = np.zeros(units, np.bool_)
     for place, mask in enumerate(rows):
         held = np.repeat(mask.dense.any(axis=1), mask.grid.heights)
-        dense |= _by_unit(held, units, 1 if heads is None else heads.stacks[place])
+        dense[_by_unit(held, units, 1 if heads is None else heads.stacks[place])] = True
     if columns is not None:
         held = np.repeat(columns.dense.any(axis=0), columns.grid.widths)
-        dense |= _by_unit(held, units, 1)
+        dense[_by_unit(held, units, 1)] = True
     step = 4 // gcd(4, 1 if heads is None else heads.features)
     several: NDArray[np.bool_] = dense.reshape(-1, step).any(axis=1)
     if several.all() or not several.any():

@@ -217,9 +217,7 @@ def _attention(weights: Mapping[str, NDArray[np.float32]]) -> ir.Model:
     x = _float("X", k)
     values = [write.matmul(x, f"{name}.weight", name) for name in "qkv"]
     heads = inner // _TILE
-    made = write.node(
-        "Attention", values, "a", inner, q_num_heads=heads, kv_num_heads=heads
-    )
+    made = write.node("Attention", values, "a", inner, q_num_heads=heads, kv_num_heads=heads)
     return write.model(x, [write.matmul(made, "o.weight", "Y")])
 
 
