@@ -138,7 +138,7 @@ def shared_cut(
         held = np.repeat(columns.dense.any(axis=0), columns.grid.widths)
         dense[_by_unit(held, units, 1)] = True
     step = 4 // gcd(4, 1 if heads is None else heads.features)
-    several: NDArray[np.bool_] = dense.reshape(-1, step).any(axis=1)
+    several = np.any(dense.reshape(-1, step), axis=1)
     if several.all() or not several.any():
         return None
     edges = range(0, units + 1, step)
@@ -147,8 +147,8 @@ def shared_cut(
 
 def _by_unit(held: NDArray[np.bool_], units: int, stacks: int) -> NDArray[np.bool_]:
     """Which units have a feature that is held, wherever it lies: bool (U,)."""
-    found: NDArray[np.bool_] = held.reshape(stacks, units, -1).any(axis=(0, 2))
-    return found
+    features = held.reshape(stacks, units, -1)
+    return np.any(np.any(features, axis=2), axis=0)
 
 
 def row_pieces(cut: Cut, shape: tuple[int, int], stacks: int = 1) -> Pieces:
