@@ -148,7 +148,8 @@ def shared_cut(
 def _by_unit(held: NDArray[np.bool_], units: int, stacks: int) -> NDArray[np.bool_]:
     """Which units have a feature that is held, wherever it lies: bool (U,)."""
     features = held.reshape(stacks, units, -1)
-    return np.any(np.any(features, axis=2), axis=0)
+    found: NDArray[np.bool_] = np.any(np.any(features, axis=2), axis=0)
+    return found
 
 
 def row_pieces(cut: Cut, shape: tuple[int, int], stacks: int = 1) -> Pieces:

@@ -3,6 +3,7 @@
 import tempfile
 from collections import Counter
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import helper
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
 from patch_compile.compiler import Compiled, compile_model
 from patch_compile.errors import InternalError, MaskError
@@ -36,7 +36,8 @@ RTOL, ATOL = 1e-4, 2e-3
 
 GROUPED = ("branches", "sink-order")
 # A graph whose shapes do not fit is refused by the runtime, before it runs or while it does.
-OrtError = (ort_state.Fail, ort_state.InvalidArgument, ort_state.RuntimeException)
+_STATE: Any = import_module("onnxruntime.capi.onnxruntime_pybind11_state")
+OrtError = (_STATE.Fail, _STATE.InvalidArgument, _STATE.RuntimeException)
 FORMS = (
     ("expand", "grouped", "flat") if OLD_ONNXRUNTIME else ("expand", "grouped", "flat", "op")
 )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -38,7 +39,7 @@ def node(graph: onnx.GraphProto, name: str) -> onnx.NodeProto:
     return next(each for each in graph.node if each.name == name)
 
 
-def attribute(name: str, **values: object) -> Edit:
+def attribute(name: str, **values: Any) -> Edit:
     def edit(graph: onnx.GraphProto) -> None:
         changed = node(graph, name)
         kept = [each for each in changed.attribute if each.name not in values]
@@ -58,7 +59,7 @@ def operator(name: str, kind: str, *more: str) -> Edit:
     return edit
 
 
-def insert(after: str, kind: str, *inputs: str, **attributes: object) -> Edit:
+def insert(after: str, kind: str, *inputs: str, **attributes: Any) -> Edit:
     """Puts a node between a value and the node that reads it first."""
 
     def edit(graph: onnx.GraphProto) -> None:
