@@ -1,8 +1,9 @@
 """What `branches` and `sink order` share: an inner axis in two halves.
 
-I: features of the inner axis.
+I: features of the inner axis, of an MLP; the axis of an attention is cut between its heads.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from patch_compile.errors import InternalError
+from patch_compile.passes.attention import Attention, find_attention
+from patch_compile.passes.heads_copy import HeadsCopy
 from patch_compile.passes.lowering import Emitter, LoweringRule, products
 from patch_compile.passes.regions import Region, find_region
 from patch_compile.passes.sites import constant_tensor
@@ -23,15 +26,16 @@ class InnerAxisRule(LoweringRule):
     """A product that sums over an inner axis, and all that lies before it.
 
     The pattern is the last product alone: the engine cannot match "any elementwise operations
-    before it", so `find_region` walks back, as it did when the group was planned. What it
-    finds is left behind without readers.
+    before it", so `find_region` or `find_attention` walks back, as it did when the group was
+    planned. What it finds is left behind without readers.
     """
 
     def halves(self, op: Any, y: ir.Value) -> tuple[ir.Value, ir.Value]:
         """The dense and the 2:4 half of the values that the product `y` sums over."""
         node = y.producer()
-        region = None if node is None else find_region(node)
-        if not isinstance(region, Region):
+        assert node is not None
+        region = find_region(node) or find_attention(node)
+        if not isinstance(region, Region | Attention):
             raise InternalError(f"product '{y.name}' | was planned with a region it has not")
         dense, sparse = (self._half(op, y, region, index) for index in (0, 1))
         return dense, sparse
@@ -42,8 +46,27 @@ class InnerAxisRule(LoweringRule):
         assert group is not None
         return self.jobs.by_weight[group.rows[0]].plan.pieces
 
-    def _half(self, op: Any, y: ir.Value, region: Region, index: int) -> ir.Value:
+    def _half(self, op: Any, y: ir.Value, region: Region | Attention, index: int) -> ir.Value:
         makers = [self.emit(op, product.outputs[0]) for product in region.products]
+        made = self._products(region, makers, index)
+        piece = makers[0].job.plan.pieces[index]
+        if isinstance(region, Attention):
+            groups = _groups(region, makers[0].job.plan.shape[0], piece.rows)
+            heads = HeadsCopy(self.emit(op, y), groups, piece.role, made)
+            for step in region.steps:
+                heads.add(step)
+        else:
+            copy = _Copy(self.emit(op, y), region, piece.rows, piece.role, made)
+            for node in region.nodes:
+                copy.add(node)
+        last = region.root.inputs[0]
+        assert last is not None
+        return made[last]
+
+    def _products(
+        self, region: Region | Attention, makers: list[Emitter], index: int
+    ) -> dict[ir.Value, ir.Value]:
+        """What this half's pieces make, by the outputs of the whole products."""
         group = self.jobs.group(makers[0].job)
         assert group is not None
         outputs = [product.outputs[0] for product in region.products]
@@ -57,15 +80,14 @@ class InnerAxisRule(LoweringRule):
                 for emit, product in zip(makers, region.products, strict=True)
                 if (x := product.inputs[0]) is not None
             ]
-        spans = makers[0].job.plan.pieces[index].rows
-        role = makers[0].job.plan.pieces[index].role
-        made = dict(zip(outputs, values, strict=True))
-        copy = _Copy(self.emit(op, y), region, spans, role, made)
-        for node in region.nodes:
-            copy.add(node)
-        last = region.root.inputs[0]
-        assert last is not None
-        return made[last]
+        return dict(zip(outputs, values, strict=True))
+
+
+def _groups(region: Attention, n: int, rows: Sequence[Span]) -> list[int]:
+    """Which groups of heads the rows of a piece make."""
+    inner = n // (region.stacks[0] * region.groups)
+    found: list[int] = np.unique(indices(rows) // inner % region.groups).tolist()
+    return found
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ import onnx_ir as ir
 
 from patch_compile.passes.sites import constant_tensor, constant_weight
 
-__all__ = ["Region", "Uncut", "find_region"]
+__all__ = ["ELEMENTWISE", "Region", "Uncut", "find_region", "is_product", "sides"]
 
 # Operations that treat the features of their last axis alike and apart.
-_ELEMENTWISE = {
+ELEMENTWISE = {
     "": "Abs Add Cast CastLike Celu Clip Div Elu Erf Exp Gelu HardSigmoid HardSwish Identity "
     "LeakyRelu Log Max Min Mish Mul Neg PRelu Pow Reciprocal Relu Selu Sigmoid Softplus "
     "Softsign Sqrt Sub Swish Tanh ThresholdedRelu Where",
@@ -126,7 +126,7 @@ def _operands(node: ir.Node, *, root: bool = False) -> Iterator[ir.Value]:
 def _passes(node: ir.Node) -> bool:
     if len(node.outputs) != 1 or constant_tensor(node.outputs[0]) is not None:
         return False
-    return node.op_type in _ELEMENTWISE.get(node.domain, "").split() or _keeps_features(node)
+    return node.op_type in ELEMENTWISE.get(node.domain, "").split() or _keeps_features(node)
 
 
 def _keeps_features(node: ir.Node) -> bool:
@@ -140,11 +140,14 @@ def _escapes(value: ir.Value, inside: dict[ir.Node, None]) -> bool:
     return value.is_graph_output() or any(use.node not in inside for use in value.uses())
 
 
+def is_product(node: ir.Node) -> bool:
+    """Whether a node multiplies by a constant weight."""
+    return node.op_type in ("MatMul", "Gemm") and constant_weight(node) is not None
+
+
 def _is_product(value: ir.Value) -> bool:
     node = value.producer()
-    if node is None or node.op_type not in ("MatMul", "Gemm"):
-        return False
-    return constant_weight(node) is not None
+    return node is not None and is_product(node)
 
 
 def _is_even(value: ir.Value) -> bool:
@@ -233,14 +236,14 @@ def _in_order(root: ir.Node, inside: Iterable[ir.Node]) -> tuple[ir.Node, ...]:
 
 
 def _features(root: ir.Node) -> int:
-    return _sides(root)[0]
+    return sides(root)[0]
 
 
 def _width(node: ir.Node) -> int:
-    return _sides(node)[1]
+    return sides(node)[1]
 
 
-def _sides(node: ir.Node) -> tuple[int, int]:
+def sides(node: ir.Node) -> tuple[int, int]:
     """(K, N) of a product over a constant weight."""
     weight = constant_weight(node)
     assert weight is not None

@@ -13,13 +13,14 @@ __all__ = ["SinkOrder"]
 class SinkOrder(InnerAxisRule):
     """`f(X G, X U) D` -> `Concat(f(X G[d], X U[d]), f(X G[s], X U[s])) D[d, s]`.
 
-    f is elementwise. G and U are cut along N into dense rows d and 2:4 rows s, as `columns`
-    cuts them, and D takes its rows of K in the order of the Concat: no Gather restores any
-    order.
+    f is elementwise, or an attention between groups of heads. G and U are cut along N into
+    dense rows d and 2:4 rows s, as `columns` cuts them, and D takes its rows of K in the order
+    of the Concat: no Gather restores any order.
 
-    Precondition: a region that `find_region` accepts; G and U cut at the same features, in
-    whole groups of 4 so that D's stay 2:4; D's pieces take all of K, in that order. The sum
-    over K runs in another order: equal within rounding.
+    Precondition: a region that `find_region` accepts, or an attention that `find_attention`
+    does; G and U cut at the same features, in whole groups of 4 so that D's stay 2:4; D's
+    pieces take all of K, in that order. The sum over K runs in another order: equal within
+    rounding.
     """
 
     lowering = "sink-order"

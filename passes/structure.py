@@ -5,9 +5,10 @@ from collections.abc import Iterable, Iterator
 
 import onnx_ir as ir
 
-from patch_compile.passes.regions import Uncut, find_region
+from patch_compile.passes.attention import Attention, Whole, find_attention
+from patch_compile.passes.regions import Uncut, find_region, sides
 from patch_compile.passes.sites import Site, constant_weight
-from patch_compile.tiles.blocks import Block, Structure
+from patch_compile.tiles.blocks import Block, Heads, Structure
 
 __all__ = ["find_structure"]
 
@@ -41,14 +42,21 @@ def _weight(node: ir.Node) -> str:
 
 
 def _block(node: ir.Node, names: dict[str, str], counts: dict[str, int]) -> Block | None:
-    region = find_region(node)
+    region = find_region(node) or find_attention(node)
     if region is None:
         return None
     columns = names[_weight(node)]
     rows = tuple(names.get(_weight(product), _weight(product)) for product in region.products)
     one_input = len({id(product.inputs[0]) for product in region.products}) == 1
-    if isinstance(region, Uncut):
-        return Block(rows, columns, one_input, region.reason)
+    attends = isinstance(region, Attention | Whole)
+    if isinstance(region, Uncut | Whole):
+        return Block(rows, columns, one_input, region.reason, attends)
     shared = [name for name in (*rows, columns) if counts[name] > 1]
     why = f"{counts[shared[0]]} products multiply by '{shared[0]}'" if shared else None
-    return Block(rows, columns, one_input, why)
+    heads = _heads(region) if isinstance(region, Attention) else None
+    return Block(rows, columns, one_input, why, attends, heads)
+
+
+def _heads(region: Attention) -> Heads:
+    features = sides(region.root)[0] // region.groups
+    return Heads(region.groups, features, region.stacks, region.kernels)

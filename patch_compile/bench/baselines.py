@@ -111,7 +111,7 @@ def _of_mlps(graph: ir.Model, sites: Iterable[Site]) -> list[Site]:
     """Those around an inner axis of elementwise operations, whatever their names are."""
     every = find_sites(graph)[0]
     blocks = find_structure(graph, every).blocks
-    members = {weight for block in blocks for weight in block.weights}
+    members = {name for block in blocks if not block.attends for name in block.weights}
     found = [site for site in sites if site.name in members]
     if not found:
         raise RecipeError(

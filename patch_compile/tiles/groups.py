@@ -82,7 +82,8 @@ def _of_block(planner: _Planner, block: Block, plans: Mapping[str, WeightPlan]) 
     why = _refused(block, plans)
     found = [] if why else [c for f in forms if (c := _grouped(planner, f, block, plans))]
     if not found:
-        why = why or "no block of their inner axis is 2:4 in every weight"
+        what = "group of heads" if block.attends else "block of their inner axis"
+        why = why or f"no {what} is 2:4 in every weight, and another is not"
         return _Choice(tuple(_noted(plan, forced, why) for plan in members))
     best = min(found, key=lambda choice: _rank(planner, choice))
     apart = _Choice(members, _merge(planner, members[:-1]) if block.one_input else ())
@@ -112,22 +113,25 @@ def _grouped(
 ) -> _Choice | None:
     rows = [planner.masks[name] for name in block.rows]
     last = planner.masks[block.columns]
-    cut = shared_cut(rows, last if form == "branches" else None)
+    heads = block.heads
+    cut = shared_cut(rows, last if form == "branches" else None, heads)
     if cut is None:
         return None
     summed = (
-        branch_pieces(cut, last.shape[0])
+        branch_pieces(cut, last.shape)
         if form == "branches"
         else sunk_pieces(cut, last, planner.cost)
     )
+    stacks = (1,) * len(rows) if heads is None else heads.stacks
     made = [
-        replace(plans[name], lowering=form, pieces=row_pieces(cut, mask.shape[1]))
-        for name, mask in zip(block.rows, rows, strict=True)
+        replace(plans[name], lowering=form, pieces=row_pieces(cut, mask.shape, stack))
+        for name, mask, stack in zip(block.rows, rows, stacks, strict=True)
     ]
     made.append(replace(plans[block.columns], lowering=form, pieces=summed))
     mergeable = block.one_input and len(rows) > 1
+    again = 1 if heads is None else heads.kernels
     choices = [
-        _Choice(tuple(made), (GroupPlan(form, block.rows, block.columns, merged, ""),))
+        _Choice(tuple(made), (GroupPlan(form, block.rows, block.columns, merged, "", again),))
         for merged in ((True, False) if mergeable else (False,))
     ]
     return min(choices, key=lambda choice: _rank(planner, choice))

@@ -41,9 +41,10 @@ class Operations:
         products: (N, K, role) of every MatMul.
         moved: features a token of every Concat, Gather, Slice and Split.
         added: features a token of every Add.
-        again: kernels of elementwise operations that run once more than in the dense graph,
-            on parts of what they ran on; engines fuse such a chain into one kernel, so each
-            costs a launch and moves nothing new.
+        again: kernels between products that run once more than in the dense graph, on parts
+            of what they ran on: a chain of elementwise operations, or an attention over its
+            heads, which engines fuse into one each. They cost a launch and move and compute
+            nothing new.
     """
 
     products: tuple[tuple[int, int, Role], ...] = ()
@@ -113,8 +114,9 @@ def of_group(group: GroupPlan, plans: Sequence[WeightPlan]) -> Operations:
     products = _wide(rows) if group.merged else _apart(rows)
     last = plans[-1]
     if group.lowering == "branches":
-        return products + Operations(_products(last.pieces), (), (last.shape[0],), again=1)
-    gathered = Operations(moved=(rows[0].shape[0],), again=1)
+        summed = Operations(_products(last.pieces), (), (last.shape[0],), group.again)
+        return products + summed
+    gathered = Operations(moved=(last.shape[1],), again=group.again)
     return products + gathered + _joined(last)
 
 

@@ -184,6 +184,8 @@ class GroupPlan:
         columns: the initializer that sums over the inner axis; None for `merge`.
         merged: pieces of `rows` of one role are one wide product, split afterwards.
         reason: why, for people.
+        again: kernels between the products that run once more, for a second branch; `merge`
+            has no use for it.
     """
 
     lowering: GroupLowering
@@ -191,6 +193,7 @@ class GroupPlan:
     columns: str | None
     merged: bool
     reason: str
+    again: int = 1
 
     @property
     def weights(self) -> tuple[str, ...]:
@@ -205,6 +208,7 @@ class GroupPlan:
             "columns": self.columns,
             "merged": self.merged,
             "reason": self.reason,
+            "again": self.again,
         }
 
     @classmethod
@@ -216,6 +220,7 @@ class GroupPlan:
             data["columns"],
             data["merged"],
             data["reason"],
+            data.get("again", 1),
         )
 
 

@@ -21,9 +21,7 @@ __all__ = ["NO_BLOCK", "over_all_columns", "plan_weight", "saving", "spans_of", 
 
 Pieces = tuple[Piece, ...]
 
-# Attention is such a case: Reshape, Expand and rotary operations carry the number of heads in
-# forms that differ by exporter, so heads are not split.
-NO_BLOCK = "more than elementwise operations lie between it and one other product"
+NO_BLOCK = "neither elementwise operations alone nor an attention join it to a last product"
 
 
 def plan_weight(

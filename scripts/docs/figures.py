@@ -37,19 +37,22 @@ class Case:
     Attributes:
         maps: of each weight its tiles, `#` for 2:4 and `.` for dense, a word a row of tiles.
         build: makes the model of weights (N, K).
+        lowering: what is drawn, where the case has another name.
     """
 
     maps: Mapping[str, str]
     build: Callable[[Mapping[str, NDArray[np.float32]]], ir.Model]
+    lowering: str | None = None
 
 
 @cache
-def figure(lowering: str) -> str:
-    """Returns the HTML of a lowering's figure: tiles, pieces, the graph before and after."""
-    case = CASES[lowering]
-    masks = {name: _mask(name, tiles) for name, tiles in case.maps.items()}
-    weights = {name: np.ones(m.shape, np.float32) for name, m in masks.items()}
-    before = draw_graph(_boxes(case.build(weights)), f"{lowering}: the graph before")
+def figure(name: str) -> str:
+    """Returns the HTML of a case's figure: tiles, pieces, the graph before and after."""
+    case = CASES[name]
+    lowering = case.lowering or name
+    masks = {weight: _mask(weight, tiles) for weight, tiles in case.maps.items()}
+    weights = {weight: np.ones(m.shape, np.float32) for weight, m in masks.items()}
+    before = draw_graph(_boxes(case.build(weights)), f"{name}: the graph before")
     recipe: Any = CompileRecipe(
         lowering=lowering,  # type: ignore[arg-type]
         min_gain=0.0,
@@ -57,8 +60,8 @@ def figure(lowering: str) -> str:
     )
     compiled = compile_model(case.build(weights), Masks(masks), recipe)
     taken = {weight.group or weight.lowering for weight in compiled.report.weights}
-    assert taken == {lowering}, f"{lowering} | was drawn as {taken}"
-    after = draw_graph(_boxes(compiled.model), f"{lowering}: the graph after")
+    assert taken == {lowering}, f"{name} | was drawn as {taken}"
+    after = draw_graph(_boxes(compiled.model), f"{name}: the graph after")
     pictures = "".join(
         _weight(plan, masks[plan.masks[0]], alone=len(masks) == 1)
         for plan in compiled.plan.weights
@@ -163,9 +166,12 @@ class _Builder:
         self.constants.append(constant)
         return self.node("MatMul", [x, constant], out, weight.shape[0])
 
-    def node(self, kind: str, inputs: Sequence[ir.Value], out: str, width: int) -> ir.Value:
+    def node(
+        self, kind: str, inputs: Sequence[ir.Value], out: str, width: int, **counts: int
+    ) -> ir.Value:
         value = _float(out, width)
-        self.nodes.append(ir.Node("", kind, inputs, outputs=[value], name=f"/{out}"))
+        made = ir.node(kind, inputs, counts, outputs=[value], name=f"/{out}")
+        self.nodes.append(made)
         return value
 
     def model(self, x: ir.Value, outputs: Sequence[ir.Value]) -> ir.Model:
@@ -174,7 +180,8 @@ class _Builder:
             outputs,
             nodes=self.nodes,
             initializers=self.constants,
-            opset_imports={"": 20},
+            # The first to have an Attention.
+            opset_imports={"": 23},
             name="small",
         )
         return ir.Model(graph, ir_version=10)
@@ -204,6 +211,16 @@ def _heads(weights: Mapping[str, NDArray[np.float32]]) -> ir.Model:
     return write.model(x, outputs)
 
 
+def _attention(weights: Mapping[str, NDArray[np.float32]]) -> ir.Model:
+    write = _Builder(weights)
+    inner, k = weights["q.weight"].shape
+    x = _float("X", k)
+    values = [write.matmul(x, f"{name}.weight", name) for name in "qkv"]
+    heads = inner // _TILE
+    made = write.node("Attention", values, "a", inner, q_num_heads=heads, kv_num_heads=heads)
+    return write.model(x, [write.matmul(made, "o.weight", "Y")])
+
+
 def _one(tiles: str) -> Case:
     return Case({"w.weight": tiles}, _linear)
 
@@ -222,6 +239,14 @@ CASES: Mapping[str, Case] = {
             "D.weight": ".##. .##. .##. .##.",
         },
         _mlp,
+    ),
+    "branches-attention": Case(
+        {
+            **dict.fromkeys(("q.weight", "k.weight", "v.weight"), ".... #### #### ...."),
+            "o.weight": ".##. .##. .##. .##.",
+        },
+        _attention,
+        "branches",
     ),
     "sink-order": Case(
         {

@@ -5,7 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from patch_compile.tiles.blocks import branch_pieces, row_pieces, shared_cut, sunk_pieces
+from patch_compile.tiles.blocks import (
+    Heads,
+    branch_pieces,
+    row_pieces,
+    shared_cut,
+    sunk_pieces,
+)
 from patch_compile.tiles.cost import MultiplyAdds
 from patch_compile.tiles.plan import Piece, indices
 from patch_compile.tiles.weight_mask import WeightMask
@@ -52,11 +58,11 @@ def test_pieces_are_the_two_sides_of_the_cut() -> None:
     cut = shared_cut([random_mask(rng, "g", weight, "band:8", dense=dense[:, None])], None)
     assert cut is not None
     ends, middle = ((0, 8), (24, 32)), ((8, 24),)
-    assert row_pieces(cut, HIDDEN) == (
+    assert row_pieces(cut, (INNER, HIDDEN)) == (
         Piece("dense", ends, ((0, HIDDEN),)),
         Piece("sparse24", middle, ((0, HIDDEN),)),
     )
-    assert branch_pieces(cut, 12) == (
+    assert branch_pieces(cut, (12, INNER)) == (
         Piece("dense", ((0, 12),), ends),
         Piece("sparse24", ((0, 12),), middle),
     )
@@ -79,3 +85,50 @@ def test_sunk_weight_takes_the_order_of_the_joined_halves(
     assert [piece.role for piece in pieces] == roles
     for piece in pieces:
         assert piece.columns == ((0, 8), (16, 24), (8, 16), (24, 32))
+
+
+@given(
+    seeds,
+    st.integers(2, 5),
+    st.integers(1, 3),
+    st.sampled_from([2, 4, 8]),
+    st.lists(row_tiles, min_size=3, max_size=3),
+    column_tiles,
+    st.booleans(),
+)
+def test_cut_of_heads_parts_no_group_of_heads_and_none_of_four(
+    seed: int,
+    groups: int,
+    share: int,
+    head: int,
+    rows: list[str],
+    columns: str,
+    fused: bool,
+) -> None:
+    kept, own = groups * head, groups * share * head
+    if own % 4 or columns == "column:12" or "band:3" in rows:
+        return
+    shapes = [(3 * own, HIDDEN)] if fused else [(own, HIDDEN), (kept, HIDDEN), (kept, HIDDEN)]
+    makers = [mask(seed + i, s, t) for i, (s, t) in enumerate(zip(shapes, rows, strict=False))]
+    last = mask(seed + 9, (HIDDEN, own), columns)
+    stacks = (3,) if fused else (1, 1, 1)
+    cut = shared_cut(makers, last, Heads(groups, share * head, stacks, 1))
+    held = [last.grid.expand(last.dense).any(axis=0)]
+    for maker, several in zip(makers, stacks, strict=True):
+        held += np.split(maker.grid.expand(maker.dense).any(axis=1), several)
+    dense = {g for each in held for g in range(groups) if each.reshape(groups, -1)[g].any()}
+    if cut is None:
+        # Heads of 2 go in pairs: one that is dense may keep all the others.
+        assert share * head % 4 or len(dense) in (0, groups)
+        return
+    sparse = branch_pieces(cut, last.shape)[1].columns
+    assert all(edge % 4 == 0 for span in sparse for edge in span)
+    for maker, several in zip(makers, stacks, strict=True):
+        pieces = row_pieces(cut, maker.shape, several)
+        rows_of = [indices(piece.rows) for piece in pieces]
+        assert sorted(np.concatenate(rows_of)) == list(range(maker.shape[0]))
+        size = maker.shape[0] // (several * groups)
+        chosen = {int(row) // size % groups for row in rows_of[1]}
+        assert not chosen & dense
+        assert chosen == {int(column) // (share * head) for column in indices(sparse)}
+        assert len(rows_of[1]) == several * size * len(chosen)

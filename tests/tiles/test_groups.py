@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from patch_compile.recipe import CompileRecipe
-from patch_compile.tiles.blocks import Block, Structure
+from patch_compile.tiles.blocks import Block, Heads, Structure
 from patch_compile.tiles.cost import Cost, MultiplyAdds
 from patch_compile.tiles.groups import plan_weights
 from patch_compile.tiles.operations import Operations, of_group, of_pieces
@@ -227,4 +227,55 @@ def test_odd_inner_axis_is_refused() -> None:
     plan = plan_weights(some, structure, CompileRecipe(lowering="branches"))
     assert plan.weights[0].reason == (
         "'branches' was forced but in features 30 of 'd' are not a multiple of 4"
+    )
+
+
+def tied_heads(dense: list[bool]) -> tuple[Masks, Structure]:
+    """Three groups of two query heads of 4 features."""
+    rng = np.random.default_rng(0)
+    array = np.array(dense)
+    made = {}
+    for name, shape, tile in (
+        ("q", (24, HIDDEN), "band:8"),
+        ("k", (12, HIDDEN), "band:4"),
+        ("v", (12, HIDDEN), "band:4"),
+        ("o", (HIDDEN, 24), "column:8"),
+    ):
+        tiles = array[None] if name == "o" else array[:, None]
+        weight = random_weight(rng, *shape)
+        made[name] = [random_mask(rng, name, weight, tile, dense=tiles, with_digests=False)]
+    heads = Heads(groups=3, features=8, stacks=(1, 1, 1), kernels=3)
+    block = Block(("q", "k", "v"), "o", one_input=True, attends=True, heads=heads)
+    return made, Structure((block,), (("q", "k", "v"),))
+
+
+def test_tied_heads_become_branches() -> None:
+    some, structure = tied_heads([False, True, False])
+    plan = plan_weights(some, structure, CompileRecipe())
+    (group,) = plan.groups
+    assert (group.lowering, group.merged, group.again) == ("branches", True, 3)
+    assert plan.weights[1].pieces[0].rows == ((4, 8),)
+    assert plan.weights[3].pieces[1].columns == ((0, 8), (16, 24))
+    assert {w.reason for w in plan.weights} == {
+        "saves 33.3% of the multiply-adds of 4 weights"
+    }
+
+
+def test_attention_that_is_dear_to_launch_twice_stays_whole() -> None:
+    """Launches of products and of the attention may cost more than 2:4 saves."""
+    some, structure = tied_heads([False, True, False])
+    recipe = CompileRecipe(min_gain=0.0)
+    for launch, wanted in ((1.0, "branches"), (1e5, None)):
+        plan = plan_weights(some, structure, recipe, Slow(launch=launch, move=1.0, add=0.0))
+        found = [group.lowering for group in plan.groups if group.lowering == "branches"]
+        assert found == ([wanted] if wanted else [])
+
+
+def test_a_share_of_heads_without_a_common_group_says_so() -> None:
+    some, structure = tied_heads([False, True, False])
+    other, _ = tied_heads([True, False, True])
+    recipe = CompileRecipe(lowering="branches")
+    plan = plan_weights({**some, "o": other["o"]}, structure, recipe)
+    assert plan.weights[0].reason.startswith(
+        "'branches' was forced but no group of heads is 2:4 in every weight"
     )

@@ -127,6 +127,18 @@ def test_branches_add_once_and_split_where_merged() -> None:
     )
 
 
+def test_branches_of_an_attention_launch_it_and_its_rotations_again() -> None:
+    rows = [plan("q", "ds"), plan("k", "ds"), plan("v", "ds")]
+    pieces = (Piece("dense", ((0, 5),), ((0, 8),)), Piece("sparse24", ((0, 5),), ((8, 16),)))
+    last = WeightPlan("o", ("o",), (5, 16), "branches", pieces, "")
+    group = GroupPlan("branches", ("q", "k", "v"), "o", True, "", again=3)
+    bill = of_group(group, [*rows, last])
+    assert bill.again == 3
+    assert bill.moved == (24, 24)
+    assert bill.added == (5,)
+    assert GroupPlan.from_json(group.to_json()) == group
+
+
 def test_what_runs_again_costs_a_launch_and_moves_nothing() -> None:
     class Launches(Counting):
         def moved(self, features: int) -> float:
