@@ -212,7 +212,7 @@ def test_a_target_that_is_no_table_is_told(tmp_path: Path) -> None:
         parse(str(tmp_path / "some.json"))
     bare = Table("a100", "bf16", {"x": np.ones((1, 5))}, "a test")
     (tmp_path / "bare.json").write_text(bare.to_json())
-    with pytest.raises(ModelError, match="has no parameters; make it by calibrate"):
+    with pytest.raises(ModelError, match="has parameters of nothing; expected those of dense"):
         parse(str(tmp_path / "bare.json"))
 
 

@@ -23,7 +23,7 @@ Floats = NDArray[np.float64]
 # the columns of `features`. `ratio` and `pooled` are the same, from the table alone and from
 # all dtypes of the GPU.
 QUANTITIES = {"dense": 8, "sparse24": 8, "mean": 8, "ratio": 8, "pooled": 11}
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ from patch_compile.errors import ModelError, RecipeError
 from patch_compile.targets.datasheets import BYTES, GPUS
 from patch_compile.targets.features import weight_bytes
 from patch_compile.targets.model import LatencyModel, Prediction
-from patch_compile.targets.table import Table
+from patch_compile.targets.table import QUANTITIES, Table
 
 __all__ = ["ASSUMED", "LAUNCH_GAP_US", "Target", "available", "load", "parse"]
 
@@ -219,8 +219,12 @@ def _read(path: Path, changed: int) -> Target:
         table = Table.from_json(path.read_text("utf-8"))
     except UnicodeDecodeError as error:
         raise ModelError(f"table '{path.name}' | is no text; make it again") from error
-    if not table.parameters:
-        raise ModelError(f"table '{path.name}' | has no parameters; make it by calibrate")
+    if {*table.parameters} != {*QUANTITIES}:
+        raise ModelError(
+            f"table '{path.name}' | has parameters of "
+            f"{', '.join(table.parameters) or 'nothing'}; expected those of "
+            f"{', '.join(QUANTITIES)}; make it by calibrate"
+        )
     model = LatencyModel(table, GPUS[table.gpu], table.dtype)
     return Target(table.gpu, table.dtype, model, path)
 

@@ -286,6 +286,6 @@ def test_text_that_is_no_table_is_refused(text: str) -> None:
 
 
 def test_a_table_of_another_version_is_refused() -> None:
-    text = _made_up().to_json().replace('"version": 1', '"version": 2')
-    with pytest.raises(ModelError, match="has version 2; expected 1"):
+    text = _made_up().to_json().replace('"version": 2', '"version": 1')
+    with pytest.raises(ModelError, match="has version 1; expected 2"):
         Table.from_json(text)
