@@ -5,7 +5,8 @@ python benchmarks/lowering_table.py
 Predicted from measured GEMM latencies, for the linear layers of whole models, with q, k, v
 and gate, up merged in the dense baseline and in every row. Tile maps are drawn at random; a
 cut that does not pay stays dense. `branches`: an MLP cut at one index in blocks of 128, and
-whole weights of attention, an average over layers. `ideal`: 1 / ((1 - f) + f / s), f the
+whole weights of attention, an average over layers; `heads`: the same, and the attention cut
+between its groups of heads. `ideal`: 1 / ((1 - f) + f / s), f the
 share of the area in 2:4 tiles, s the gain of all of it; whole layers of 2:4 reach it. At the
 end: the published end-to-end gains of PATCH (arXiv 2509.23410), whose kernel does not need
 whole pieces, beside those of an ideal kernel and of the kernel as its authors chart it. What
@@ -19,7 +20,7 @@ from measuring import write_result
 
 from patch_compile.recipe import CompileRecipe
 from patch_compile.targets.target import Target, parse
-from patch_compile.tiles.blocks import Block, Structure
+from patch_compile.tiles.blocks import Block, Heads, Structure
 from patch_compile.tiles.geometry import Geometry
 from patch_compile.tiles.groups import plan_weights
 from patch_compile.tiles.operations import of_plan, price
@@ -29,11 +30,11 @@ from patch_compile.tiles.weight_mask import WeightMask
 
 Shape = tuple[int, int]
 
-# From the models' configs: hidden, intermediate, q with k and v, layers.
+# From the models' configs: hidden, intermediate, heads of queries, of keys and values.
 _MODELS = {
-    "LLaMA-2-7B": (4096, 11008, 12288, 32),
-    "Llama-3.2-1B": (2048, 8192, 3072, 16),
-    "Qwen2.5-7B": (3584, 18944, 4608, 28),
+    "LLaMA-2-7B": (4096, 11008, 32, 32),
+    "Llama-3.2-1B": (2048, 8192, 32, 8),
+    "Qwen2.5-7B": (3584, 18944, 28, 4),
 }
 _TARGETS = (
     *("a100-bf16", "h100-bf16", "h100-fp8", "b200-bf16", "b200-fp8"),
@@ -52,7 +53,7 @@ _PATCH = {
     ("a6000-fp16", 128): (1023.80, (1.18, 1.27, 1.38)),
     ("a6000-fp16", 1024): (435.42, (1.13, 1.18, 1.25)),
 }
-_BATCH, _PROMPT = 16, 128
+_BATCH, _PROMPT, _LAYERS = 16, 128, 32
 
 # Gains of PATCH's kernel alone over a dense one of the same compiler, A100, batch 16, by share
 # of 2:4 tiles, lowest and highest of the sizes charted (documentation of STOICC,
@@ -65,11 +66,11 @@ _CHARTED_PROMPT = (1.02, 1.31)
 def main() -> None:
     print("speed-up over dense, predicted from measured GEMM latencies; * is an estimate")
     data: dict[str, Any] = {"rows": [], "patch": {}}
-    for model, (hidden, inner, qkv, _) in _MODELS.items():
-        shapes = ((qkv, hidden), (hidden, hidden), (2 * inner, hidden), (hidden, inner))
+    for model, (*_, groups) in _MODELS.items():
+        shapes = _shapes(model)
         for name in _TARGETS:
             for tokens in _TOKENS:
-                row = _row(parse(name), tokens, shapes)
+                row = _row(parse(name), tokens, shapes, groups)
                 _print(model, parse(name), tokens, row)
                 data["rows"].append({"model": model, "target": name, "tokens": tokens, **row})
     for name, out in _PATCH:
@@ -77,7 +78,16 @@ def main() -> None:
     write_result("lowering_table", data)
 
 
-def _row(target: Target, tokens: int, shapes: tuple[Shape, ...]) -> dict[str, Any]:
+def _shapes(model: str) -> tuple[Shape, ...]:
+    """N, K of q with k and v, of o, of gate with up, and of down."""
+    hidden, inner, heads, groups = _MODELS[model]
+    qkv = hidden // heads * (heads + 2 * groups)
+    return ((qkv, hidden), (hidden, hidden), (2 * inner, hidden), (hidden, inner))
+
+
+def _row(
+    target: Target, tokens: int, shapes: tuple[Shape, ...], groups: int
+) -> dict[str, Any]:
     cost = TimeCost(target, ((tokens, 1.0),))
     dense = dense_us(target, tokens, shapes)
     sparse = [cost.product(n, k, sparse24=True) for n, k in shapes]
@@ -97,26 +107,52 @@ def _row(target: Target, tokens: int, shapes: tuple[Shape, ...]) -> dict[str, An
             (1 - share) * slow + share * min(slow, fast)
             for slow, fast in zip(plain[:2], sparse[:2], strict=True)
         )
-        row[f"branches {sparsity:.0%}"] = dense / (qkv + out + _branches(cost, shapes, share))
+        mlp = _mlp(cost, shapes, share)
+        row[f"branches {sparsity:.0%}"] = dense / (qkv + out + mlp)
+        row[f"heads {sparsity:.0%}"] = dense / (_attention(cost, shapes, groups, share) + mlp)
     return row
 
 
-def _branches(cost: TimeCost, shapes: tuple[Shape, ...], share: float) -> float:
+def _mlp(cost: TimeCost, shapes: tuple[Shape, ...], share: float) -> float:
     """The price of gate, up and down, tied, or of the dense ones where that is less."""
-    (both, hidden), (_, inner) = shapes[2:]
+    (_, hidden), (_, inner) = shapes[2:]
     forms = {"gate": (inner, hidden), "up": (inner, hidden), "down": (hidden, inner)}
-    blocks = np.zeros(inner // _BLOCK, np.bool_)
-    blocks[: round((1 - share) * blocks.size)] = True
-    blocks = np.random.default_rng(0).permutation(blocks)
+    block = Block(("gate", "up"), "down", one_input=True)
+    return min(_dense(cost, shapes[2:]), _tied(cost, block, forms, inner // _BLOCK, share))
+
+
+def _attention(cost: TimeCost, shapes: tuple[Shape, ...], groups: int, share: float) -> float:
+    """The price of q, k, v and o, tied by groups of heads, or of the dense ones."""
+    (qkv, hidden), _ = shapes[:2]
+    keys = (qkv - hidden) // 2
+    forms = {"q": (hidden, hidden), "k": (keys, hidden), "v": (keys, hidden)}
+    # The second branch's launches: the attention's own, and the rotations of q and k.
+    heads = Heads(groups, hidden // groups, (1, 1, 1), kernels=3)
+    block = Block(("q", "k", "v"), "o", one_input=True, attends=True, heads=heads)
+    tied = _tied(cost, block, {**forms, "o": (hidden, hidden)}, groups, share)
+    return min(_dense(cost, shapes[:2]), tied)
+
+
+def _dense(cost: TimeCost, shapes: tuple[Shape, ...]) -> float:
+    return sum(cost.product(n, k, sparse24=False) for n, k in shapes)
+
+
+def _tied(
+    cost: TimeCost, block: Block, forms: dict[str, Shape], units: int, share: float
+) -> float:
+    """The price of a block whose weights share one choice a unit, at random."""
+    dense = np.zeros(units, np.bool_)
+    dense[: round((1 - share) * units)] = True
+    dense = np.random.default_rng(0).permutation(dense)
     masks = {}
     for name, shape in forms.items():
-        tile = f"column:{_BLOCK}" if name == "down" else f"band:{_BLOCK}"
+        last = name == block.columns
+        tile = f"column:{shape[1] // units}" if last else f"band:{shape[0] // units}"
         grid = Geometry.parse(tile).grid(shape)
-        masks[name] = [WeightMask(name, grid, blocks.reshape(grid.tiles), _no_bits)]
-    structure = Structure((Block(("gate", "up"), "down", one_input=True),), (("gate", "up"),))
+        masks[name] = [WeightMask(name, grid, dense.reshape(grid.tiles), _no_bits)]
+    structure = Structure((block,), (block.rows,))
     plan = plan_weights(masks, structure, CompileRecipe(min_gain=0.0), cost)
-    dense = sum(cost.product(n, k, sparse24=False) for n, k in ((both, hidden), forms["down"]))
-    return min(dense, of_plan(plan).price(cost))
+    return of_plan(plan).price(cost)
 
 
 def _planned(cost: TimeCost, shapes: tuple[Shape, ...], tile: str, share: float) -> float:
@@ -144,7 +180,7 @@ def _print(model: str, target: Target, tokens: int, row: dict[str, Any]) -> None
     mark = "*" if target.estimate else ""
     print(f"{model:13} {target.name + mark:13} {tokens:5}", end="")
     print(f"  full {row['full 2:4']:.2f}  FFN {row['FFN 2:4']:.2f}", end="")
-    for label in ("ideal", *_GEOMETRIES, "branches"):
+    for label in ("ideal", *_GEOMETRIES, "branches", "heads"):
         cells = "/".join(f"{row[f'{label} {s:.0%}']:.2f}" for s in _SPARSITIES)
         print(f"  {label} {cells}", end="")
     print(flush=True)
@@ -166,7 +202,7 @@ def _patch(name: str, out: int) -> dict[str, Any]:
     charted = [sparse[0], max(sparse[1], dense[1] / float(np.sqrt(np.prod(_CHARTED_PROMPT))))]
     shares = [2 * sparsity for sparsity in reversed(_SPARSITIES)]
     full, full_charted = sum(dense) - sum(sparse), sum(dense) - sum(charted)
-    found = {
+    found: dict[str, Any] = {
         "published": published,
         "ideal": [measured / (measured - share * full) for share in shares],
         "as charted": [
@@ -189,10 +225,8 @@ def _patch(name: str, out: int) -> dict[str, Any]:
 
 
 def _linear_us(target: Target, tokens: int, *, sparse24: bool) -> float:
-    hidden, inner, qkv, layers = _MODELS["LLaMA-2-7B"]
-    shapes = ((qkv, hidden), (hidden, hidden), (2 * inner, hidden), (hidden, inner))
-    cost = TimeCost(target, ((tokens, 1.0),))
-    return layers * sum(cost.product(n, k, sparse24=sparse24) for n, k in shapes)
+    cost, shapes = TimeCost(target, ((tokens, 1.0),)), _shapes("LLaMA-2-7B")
+    return _LAYERS * sum(cost.product(n, k, sparse24=sparse24) for n, k in shapes)
 
 
 def _kept(share: float) -> float:
