@@ -1,6 +1,7 @@
 """Small models and masks for tests, built with onnx.helper: nothing of ours makes them."""
 
 import json
+import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -249,3 +250,9 @@ def saved_masks(folder: Path) -> Path:
     path = folder / "masks.json"
     save_masks(masks_of(*masks), path)
     return path
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpacks a tar file as its readers are told to; the folder is made if missing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["tar", "-xf", archive, "-C", folder], check=True)

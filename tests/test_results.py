@@ -18,7 +18,7 @@ from patch_compile.recipe import BuildRecipe, CompileRecipe
 from patch_compile.results import bundle_engines, import_results, note_results
 from tests.runtimes import published
 from tests.runtimes.standin import stand_in
-from tests.support import three_linears
+from tests.support import three_linears, unpack
 
 RECIPE = BuildRecipe(batch=(1, 2, 4), sequence=(1, 64, 128), optimization_level=2)
 BASH = shutil.which("bash")
@@ -47,8 +47,7 @@ def _bundle(compiled: Path, recipe: BuildRecipe = RECIPE) -> Path:
 def _unpacked(bundle: Path) -> Path:
     """Its folder, moved as another machine would have it."""
     away = bundle.parent / "away"
-    with tarfile.open(bundle) as archive:
-        archive.extractall(away, filter="data")
+    unpack(bundle, away)
     return away / "patch-compile-bundle"
 
 
@@ -118,8 +117,7 @@ def test_there_and_back(compiled: Path, tmp_path: Path) -> None:
     assert ran.returncode == 0, ran.stderr
     assert "timing dense, round 2 of 2" in ran.stdout
     home = tmp_path / "home"
-    with tarfile.open(folder / "results.tar") as archive:
-        archive.extractall(home, filter="data")
+    unpack(folder / "results.tar", home)
     assert not list(home.rglob("*.engine"))
     found = import_results(home / "results")
     assert found.version == "10.5.0"

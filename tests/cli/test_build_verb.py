@@ -3,7 +3,6 @@
 import json
 import shlex
 import subprocess
-import tarfile
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from patch_compile.runtimes import trtexec
 from tests.cli.conftest import Cli, Job
 from tests.runtimes import published
 from tests.runtimes.standin import stand_in
+from tests.support import unpack
 
 
 @pytest.fixture
@@ -115,8 +115,7 @@ def test_a_bundle_goes_out_and_its_results_come_back(
     assert (ran.code, ran.out) == (0, "")
     assert ran.err.startswith(f"wrote {bundle}; on the GPU machine: tar -xf out.tar")
     assert not list(job.out.glob("*.engine"))
-    with tarfile.open(bundle) as archive:
-        archive.extractall(job.folder, filter="data")
+    unpack(bundle, job.folder)
     folder = job.folder / "patch-compile-bundle"
     tool = stand_in(
         job.folder, log=published.JETSON_NEW, layers=_layers(compiled, "sm80_xmma_gemm_f32f32")

@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tarfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from patch_compile.runtimes.onnxruntime import open_session, run_session
 from patch_compile.runtimes.trtexec_command import find_trtexec
 from tests.gpu.conftest import SIZE, TOKENS, Pair
 from tests.gpu.run_engine import NOTHING
+from tests.support import unpack
 
 pytestmark = pytest.mark.gpu
 
@@ -205,8 +205,7 @@ def test_a_bundle_runs_on_this_machine_and_its_results_are_read(
     small: Pair, trtexec: BuildRecipe, gpu: Gpu, tmp_path: Path
 ) -> None:
     bundle = bundle_engines(small.compiled, tmp_path / "b.tar", trtexec, dense=small.dense)
-    with tarfile.open(bundle) as archive:
-        archive.extractall(tmp_path, filter="data")
+    unpack(bundle, tmp_path)
     folder = tmp_path / "patch-compile-bundle"
     subprocess.run(
         [shutil.which("bash") or "bash", folder / "run.sh"],
