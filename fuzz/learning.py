@@ -6,7 +6,6 @@ Apart from `home`, for it loads torch.
 from collections.abc import Callable
 from pathlib import Path
 
-import gguf
 import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -18,7 +17,8 @@ from patch_compile.learn.training.run_folder import RunFolder
 from patch_compile.learn.training.schedule import Annealed
 from patch_compile.runtimes.perplexity import open_tokenizer
 from patch_compile.tiles.geometry import Geometry
-from tests.learn.tiny import VOCABULARY, tiny_model
+from tests.learn.tiny import tiny_model
+from tests.learn.tiny_gguf import write_gguf
 
 __all__ = ["GGUF", "HF", "STEP", "encode", "load", "make_learned", "resume"]
 
@@ -26,19 +26,6 @@ HF, GGUF = "hf", "tiny.gguf"
 
 _IDENTITY = {"recipe": {"steps": 3, "tie": ["mlp"]}, "model": {"w": "abc"}}
 _DONE = 3
-_TENSORS: dict[str, tuple[int, ...]] = {
-    "token_embd": (VOCABULARY, 64),
-    "blk.0.attn_norm": (64,),
-    "blk.0.attn_q": (64, 64),
-    "blk.0.attn_k": (32, 64),
-    "blk.0.attn_v": (32, 64),
-    "blk.0.attn_output": (64, 64),
-    "blk.0.ffn_norm": (64,),
-    "blk.0.ffn_gate": (172, 64),
-    "blk.0.ffn_up": (172, 64),
-    "blk.0.ffn_down": (64, 172),
-    "output_norm": (64,),
-}
 STEP = f"step-{_DONE:07}.safetensors"
 
 
@@ -55,7 +42,7 @@ def _gates() -> dict[str, Gate]:
 def make_learned(folder: Path) -> None:
     """Adds `run/`, `tokenizer.json`, and a llama of one layer, `hf/` and as GGUF."""
     save_checkpoint(tiny_model(layers=1), folder / HF)
-    write_gguf(folder / GGUF)
+    write_gguf(folder / GGUF, np.random.default_rng(0))
     gates = _gates()
     adam = torch.optim.Adam(parameters_of(gates).values())
     for parameter in parameters_of(gates).values():
@@ -69,31 +56,6 @@ def make_learned(folder: Path) -> None:
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.save(str(folder / "tokenizer.json"))
-
-
-def write_gguf(path: Path) -> None:
-    """A llama of one layer and 64 features in F32, its tokenizer without merges."""
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_block_count(1)
-    writer.add_context_length(64)
-    writer.add_embedding_length(64)
-    writer.add_feed_forward_length(172)
-    writer.add_head_count(4)
-    writer.add_head_count_kv(2)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_vocab_size(VOCABULARY)
-    writer.add_tokenizer_model("llama")
-    writer.add_token_list([f"w{i}" for i in range(VOCABULARY)])
-    writer.add_token_scores([0.0] * VOCABULARY)
-    writer.add_token_types([1] * VOCABULARY)
-    writer.add_token_merges([])
-    rng = np.random.default_rng(0)
-    for name, shape in _TENSORS.items():
-        writer.add_tensor(f"{name}.weight", rng.standard_normal(shape, np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
 def load(place: str) -> Callable[[Path], object]:

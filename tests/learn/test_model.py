@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 import pytest
 import torch
@@ -13,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from patch_compile.errors import ModelError, PatchCompileError, RecipeError
 from patch_compile.learn.model import LoadedModel, load_model, save_checkpoint
-from tests.learn.tiny import VOCABULARY, random_ids, tiny_model
+from tests.learn.tiny import random_ids, tiny_model
+from tests.learn.tiny_gguf import write_gguf
 
 
 @pytest.fixture
@@ -173,7 +173,7 @@ def test_file_of_another_kind_is_refused(tmp_path: Path) -> None:
 def test_gguf_that_is_cut_short_is_one_line(
     tmp_path: Path, rng: np.random.Generator, size: int
 ) -> None:
-    _write_gguf(tmp_path / "tiny.gguf", rng)
+    write_gguf(tmp_path / "tiny.gguf", rng)
     whole = (tmp_path / "tiny.gguf").read_bytes()
     (tmp_path / "tiny.gguf").write_bytes(whole[:size])
     with pytest.raises(ModelError, match=r"cannot be (read|loaded)") as caught:
@@ -198,52 +198,12 @@ def test_damaged_gguf_is_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def _write_gguf(path: Path, rng: np.random.Generator) -> dict[str, Any]:
-    """Writes a llama of one layer; returns its tensors by their GGUF names."""
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_block_count(1)
-    writer.add_context_length(64)
-    writer.add_embedding_length(64)
-    writer.add_feed_forward_length(172)
-    writer.add_head_count(4)
-    writer.add_head_count_kv(2)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_freq_base(5000.0)
-    writer.add_vocab_size(VOCABULARY)
-    writer.add_tokenizer_model("llama")
-    writer.add_token_list([f"w{i}" for i in range(VOCABULARY)])
-    writer.add_token_scores([0.0] * VOCABULARY)
-    writer.add_token_types([1] * VOCABULARY)
-    writer.add_token_merges([])
-    shapes = {
-        "token_embd": (VOCABULARY, 64),
-        "blk.0.attn_norm": (64,),
-        "blk.0.attn_q": (64, 64),
-        "blk.0.attn_k": (32, 64),
-        "blk.0.attn_v": (32, 64),
-        "blk.0.attn_output": (64, 64),
-        "blk.0.ffn_norm": (64,),
-        "blk.0.ffn_gate": (172, 64),
-        "blk.0.ffn_up": (172, 64),
-        "blk.0.ffn_down": (64, 172),
-        "output_norm": (64,),
-    }
-    tensors = {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
-    for name, tensor in tensors.items():
-        writer.add_tensor(f"{name}.weight", tensor)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return tensors
-
-
 @pytest.mark.skipif(
     transformers.__version__.startswith("4."),
     reason="transformers 4 finds no BOS token in this file, and its tokenizer wants one",
 )
 def test_gguf_loads_and_saves_as_a_folder(tmp_path: Path, rng: np.random.Generator) -> None:
-    tensors = _write_gguf(tmp_path / "tiny.gguf", rng)
+    tensors = write_gguf(tmp_path / "tiny.gguf", rng)
     loaded = load_model(str(tmp_path / "tiny.gguf"))
     up: Any = loaded.module.get_parameter("model.layers.0.mlp.up_proj.weight")
     assert loaded.name == "tiny.gguf"

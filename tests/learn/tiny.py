@@ -127,3 +127,17 @@ def one_shot(
     sources = [] if text is None else [text]
     (candidates,) = rank_tiles(model, sources, [recipe], progress)
     return candidates.cut(recipe.sparsity[0])
+
+
+def short_recipe(**options: Any) -> LearnRecipe:
+    """Four steps that learn tiles and patterns, with a checkpoint half way."""
+    base: dict[str, Any] = {
+        "method": "patch-joint",
+        "tile": "16x16",
+        "samples": 2,
+        "window": 16,
+        "steps": 4,
+        "holdout": 2,
+        "checkpoint_every": 2,
+    }
+    return LearnRecipe(**{**base, **options})

@@ -25,7 +25,7 @@ from patch_compile.learn.training.processes import as_launched
 from patch_compile.learn.training.sharding import check_shardable
 from patch_compile.learn.training.train import Trainer
 from patch_compile.recipe import LearnRecipe
-from tests.learn.tiny import tiny_config, tiny_model, tiny_tokenizer, write_text
+from tests.learn.tiny import short_recipe, tiny_config, tiny_model, tiny_tokenizer, write_text
 from tests.learn.training.together import PROCESSES, together
 
 # Model and options of each run; without options of their own: patch-joint, distilled.
@@ -57,17 +57,7 @@ def _model(kind: str) -> LoadedModel:
 
 
 def _recipe(**options: Any) -> LearnRecipe:
-    base: dict[str, Any] = {
-        "method": "patch-joint",
-        "tile": "16x16",
-        "samples": 2,
-        "window": 16,
-        "steps": 4,
-        "holdout": 2,
-        "checkpoint_every": 2,
-        "norm_weight": 0.1,
-    }
-    return LearnRecipe(**{**base, **options})
+    return short_recipe(**{"norm_weight": 0.1, **options})
 
 
 def _logits(folder: Path) -> dict[str, Any]:

@@ -15,27 +15,13 @@ from patch_compile.errors import RecipeError
 from patch_compile.learn.training import learned
 from patch_compile.learn.training.learned import learn_gates
 from patch_compile.learn.training.train import Trainer
-from patch_compile.recipe import LearnRecipe
 from patch_compile.tiles.geometry import Geometry
-from tests.learn.tiny import tiny_model, write_text
-
-
-def _recipe(**options: Any) -> LearnRecipe:
-    base: dict[str, Any] = {
-        "method": "patch-joint",
-        "tile": "16x16",
-        "samples": 2,
-        "window": 16,
-        "steps": 4,
-        "holdout": 2,
-        "checkpoint_every": 2,
-    }
-    return LearnRecipe(**{**base, **options})
+from tests.learn.tiny import short_recipe, tiny_model, write_text
 
 
 def _learn(folder: Path, text: Path, *, resume: bool = False, progress: Any = None) -> Any:
     model = tiny_model(layers=1)
-    return learn_gates(model, [text], _recipe(), folder, resume=resume, progress=progress)
+    return learn_gates(model, [text], short_recipe(), folder, resume=resume, progress=progress)
 
 
 def _logits(folder: Path) -> dict[str, Any]:
@@ -165,7 +151,7 @@ def test_no_window_is_learned_from_twice(
         return loss(trainer, ids)
 
     monkeypatch.setattr(Trainer, "loss", noted)
-    recipe = _recipe(batch=3, accumulate=2, steps=3)
+    recipe = short_recipe(batch=3, accumulate=2, steps=3)
     learn_gates(tiny_model(layers=1), [text], recipe, tmp_path / "run")
     windows = np.concatenate(seen)
     assert windows.shape == (18, 16)
