@@ -3,11 +3,12 @@
     python benchmarks/quality.py MODEL --train TEXT [TEXT ...] --test TEXT [--rows GLOB ...]
         [--tasks FOLDER --limit N]
 
-Every row learns masks on the training texts, applies them to the dense weights and measures
-perplexity on the first tokens of the test text: windows of 512 that do not overlap, no special
-tokens, a last part dropped. Rows are merged into results/quality.json, so that they can be run
-one by one; a learned row's checkpoints and log stay in --runs, and it goes on from there. With
---tasks the same masks answer the first questions of every zero-shot task of the folder.
+Every run learns masks on the training texts. Each sparsity cut from it is a row: the masks are
+applied to the dense weights, and perplexity is measured on the first tokens of the test text,
+in windows of 512 that do not overlap, no special tokens, a last part dropped. Rows are merged
+into results/quality.json, so that runs can be done one by one; a learned run's checkpoints and
+log stay in --runs, and it goes on from there. With --tasks the same masks answer the first
+questions of every zero-shot task of the folder.
 """
 
 import argparse
@@ -26,62 +27,78 @@ import torch
 from measuring import RESULTS, write_result
 from numpy.typing import NDArray
 
-from patch_compile import LearnRecipe, Masks, evaluate, learn_candidates, save_masks
+from patch_compile import LearnRecipe, Masks, evaluate, learn_candidates
 from patch_compile.evaluation.settings import EvalRecipe
-from patch_compile.learn.linears import find_linears
+from patch_compile.learn.candidates import Candidates
+from patch_compile.learn.linears import find_linears, prunable
 from patch_compile.learn.model import LoadedModel, load_model
 from patch_compile.runtimes.perplexity import text_windows
 
 _WINDOW = 512
 
-# Every learned row has about forty minutes of a quiet machine of two cores, see
-# learn_step.py for the seconds of a step.
-_LEARNED: Mapping[str, Any] = {
-    "tile": "weight",
-    "precision": "bf16",
-    "checkpoint_every": 100,
-    "holdout": 8,
+_ONE_SHOT = ("magnitude", "wanda", "sparsegpt", "descent")
+
+# Where learned tiles are compared, and the options of each geometry.
+_GEOMETRIES: Mapping[str, Mapping[str, Any]] = {
+    "64x64": {"tile": "64x64"},
+    "band:64": {"tile": "band:64"},
+    "column:64": {"tile": "column:64"},
+    "weight": {"tile": "weight"},
+    "tied": {"tile": "weight", "tie": ("mlp", "heads")},
+}
+
+_LEARNED: Mapping[str, Any] = {"precision": "bf16", "checkpoint_every": 50, "holdout": 8}
+
+# About forty minutes of a quiet machine of two cores.
+_LONG: Mapping[str, Any] = {**_LEARNED, "method": "topk-ste", "steps": 800, "lr": 0.01}
+
+# About ten: as many steps as each method takes in that time, see learn_step.py.
+_STEPS: Mapping[str, int] = {
+    "patch-tile": 200,
+    "patch-joint": 120,
+    "maskllm": 100,
+    "leap": 150,
+    "topk-ste": 200,
 }
 
 
-def _row(sparsity: float, **options: Any) -> LearnRecipe:
-    return LearnRecipe(sparsity=(sparsity,), **options)
+def _run(*sparsities: float, **options: Any) -> LearnRecipe:
+    return LearnRecipe(sparsity=sparsities, **options)
 
 
-_ONE_SHOT = ("magnitude", "wanda", "sparsegpt", "descent")
+def _brief(method: str, *sparsities: float, **options: Any) -> LearnRecipe:
+    return _run(*sparsities, method=method, steps=_STEPS[method], **_LEARNED, **options)
 
-ROWS: Mapping[str, LearnRecipe] = {
-    **{f"{method} 2:4": _row(0.5, method=method, tile="weight") for method in _ONE_SHOT},
+
+# Each gives a row for every sparsity, cut from one run.
+RUNS: Mapping[str, LearnRecipe] = {
+    **{f"{method} 2:4": _run(0.5, method=method, tile="weight") for method in _ONE_SHOT},
     **{
-        f"{method} unstructured {sparsity:.0%}": _row(
-            sparsity, method=method, structure="unstructured"
-        )
-        for sparsity in (0.25, 0.4, 0.5)
+        f"{method} unstructured": _run(0.25, 0.4, 0.5, method=method, structure="unstructured")
         for method in ("wanda", "sparsegpt")
     },
     **{
-        f"{method} {tile} {sparsity:.0%}": _row(sparsity, method=method, tile=tile)
+        f"{method} {name}": _run(0.25, 0.375, 0.4, method=method, **options)
         for method in ("wanda", "descent")
-        for sparsity in (0.25, 0.4)
-        for tile in ("64x64", "band:64", "column:64", "weight")
+        for name, options in _GEOMETRIES.items()
     },
     **{
-        f"{method} FFN only 37.5%": _row(
-            0.5, method=method, tile="weight", include=("*.mlp.*",)
-        )
+        f"{method} FFN only": _run(0.5, method=method, tile="weight", include=("*.mlp.*",))
         for method in ("wanda", "descent")
     },
     **{
-        f"topk-ste weight {sparsity:.0%}": _row(
-            sparsity, method="topk-ste", steps=steps, lr=0.01, **_LEARNED
-        )
-        for sparsity, steps in ((0.25, 600), (0.4, 400))
+        f"{method} {name}": _brief(method, 0.25, 0.35, 0.45, **options)
+        for method in ("patch-tile", "patch-joint", "topk-ste")
+        for name, options in _GEOMETRIES.items()
     },
+    "maskllm 2:4": _brief("maskllm", 0.5, tile="weight"),
+    "topk-ste 2:4": _brief("topk-ste", 0.5, tile="weight"),
+    "leap": _brief("leap", 0.25, 0.35, 0.45),
     **{
-        f"topk-ste from descent weight {sparsity:.0%}": _row(
-            sparsity, method="topk-ste", prior="descent", steps=600, lr=0.007, **_LEARNED
+        f"topk-ste 800 steps {percent}%": _run(
+            percent / 100, tile="weight", samples=64, **_LONG
         )
-        for sparsity in (0.25, 0.4)
+        for percent in (25, 40)
     },
 }
 
@@ -92,7 +109,7 @@ def main() -> None:
     parser.add_argument("--train", nargs="+", type=Path, required=True)
     parser.add_argument("--test", type=Path, required=True)
     parser.add_argument("--tokens", type=int, default=16_384)
-    parser.add_argument("--rows", nargs="*", default=["*"], help="globs of names")
+    parser.add_argument("--rows", nargs="*", default=["*"], help="globs of names of runs")
     parser.add_argument("--runs", type=Path, default=Path("quality-runs"))
     parser.add_argument("--tasks", type=Path, help="folder of task files, NAME.jsonl")
     parser.add_argument("--limit", type=int, default=200, help="questions of each task")
@@ -104,19 +121,26 @@ def main() -> None:
     dense = loss_of(model, windows)
     row = {"tokens": options.tokens, "perplexity": math.exp(dense)}
     _report("dense", {**row, **_accuracy(None, options)})
-    for name, recipe in ROWS.items():
+    for name, recipe in RUNS.items():
         if any(fnmatch(name, glob) for glob in options.rows):
-            row = _measured(model, windows, name, recipe, options)
-            _report(name, {**row, "excess": math.log(row["perplexity"]) - dense})
+            found, known = _learned(name, recipe, options)
+            for sparsity in recipe.sparsity:
+                masks = found.cut(sparsity)
+                row = _measured(model, windows, masks, options)
+                row["excess"] = math.log(row["perplexity"]) - dense
+                _report(_called(name, sparsity), {**row, **known})
 
 
-def _measured(
-    model: LoadedModel,
-    windows: NDArray[np.int64],
-    name: str,
-    recipe: LearnRecipe,
-    options: argparse.Namespace,
-) -> dict[str, Any]:
+def _called(run: str, sparsity: float) -> str:
+    """Names a row: whole models of one sparsity go by their run's name."""
+    whole = sparsity == 0.5 or run.endswith("%")
+    return run if whole and "unstructured" not in run else f"{run} {sparsity * 100:g}%"
+
+
+def _learned(
+    name: str, recipe: LearnRecipe, options: argparse.Namespace
+) -> tuple[Candidates, dict[str, Any]]:
+    """Learns, or goes on; also returns what every row of the run says of that."""
     begun = time.perf_counter()
     folder = options.runs / name.replace(" ", "-").replace(":", "").replace("%", "")
     found = learn_candidates(
@@ -127,19 +151,22 @@ def _measured(
         resume=True,
         progress=_Progress(name),
     )
-    masks = found.cut(recipe.sparsity[0])
     seconds = time.perf_counter() - begun
-    save_masks(masks, folder / "masks.json")
+    return found, {"seconds": round(seconds, 1), "recipe": asdict(recipe)}
+
+
+def _measured(
+    model: LoadedModel, windows: NDArray[np.int64], masks: Masks, options: argparse.Namespace
+) -> dict[str, Any]:
+    whole = sum(math.prod(linear.shape) for linear in prunable(model.module).values())
+    pruned = sum(math.prod(mask.shape) for mask in masks.weights.values())
     with masked(model, masks):
         loss = loss_of(model, windows)
-    accuracy = _accuracy(masks, options)
     return {
         "tokens": windows.size,
         "perplexity": math.exp(loss),
-        "sparsity": masks.sparsity,
-        "seconds": round(seconds, 1),
-        "recipe": asdict(recipe),
-        **accuracy,
+        "sparsity": masks.sparsity * pruned / whole,
+        **_accuracy(masks, options),
     }
 
 

@@ -51,6 +51,7 @@ def calibrate(
     moments: bool,
     fisher: bool,
     grams: bool = False,
+    bf16: bool = False,
     mask_token: int | None = None,
     progress: Progress | None = None,
 ) -> Statistics:
@@ -67,6 +68,7 @@ def calibrate(
         moments: sum the squared inputs.
         fisher: sum the squared gradients.
         grams: sum the products of all pairs of inputs.
+        bf16: run the passes in bf16; the sums stay as they are.
         mask_token: of a masked language model, whose loss is that of hidden tokens.
         progress: called with (windows done, windows in all, what).
 
@@ -85,7 +87,7 @@ def calibrate(
         watch.enter_context(_watched_gradients(model, linears, squares))
         for done, window in enumerate(windows):
             tell(progress, done, len(windows), "calibrating")
-            _run(model, window, mask_token, backward=fisher)
+            _run(model, window, mask_token, backward=fisher, bf16=bf16)
     tell(progress, len(windows), len(windows), "calibrating")
     statistics = Statistics(
         {name: moment.cpu().numpy() for name, moment in seen.items()},
@@ -185,11 +187,13 @@ def _run(
     mask_token: int | None,
     *,
     backward: bool,
+    bf16: bool,
 ) -> None:
     torch = require("torch", "learn")
     ids, answers = questions(torch.from_numpy(window)[None].to(model.device), mask_token)
     with torch.set_grad_enabled(backward):
-        logits = model(input_ids=ids, **uncached(model)).logits
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
+            logits = model(input_ids=ids, **uncached(model)).logits
         loss = torch.nn.functional.cross_entropy(logits[0].float(), answers[0])
         if not torch.isfinite(loss):
             raise ModelError(

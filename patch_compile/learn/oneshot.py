@@ -162,6 +162,7 @@ def gather_statistics(
         moments=moments,
         fisher=fisher,
         grams=grams,
+        bf16=recipe.precision == "bf16",
         mask_token=model.mask_token,
         progress=progress,
     )

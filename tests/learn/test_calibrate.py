@@ -28,10 +28,11 @@ def _calibrated(
     moments: bool = True,
     fisher: bool = True,
     grams: bool = False,
+    bf16: bool = False,
 ) -> Statistics:
     linears = prunable(model.module)
     return calibrate(
-        model.module, linears, windows, moments=moments, fisher=fisher, grams=grams
+        model.module, linears, windows, moments=moments, fisher=fisher, grams=grams, bf16=bf16
     )
 
 
@@ -54,6 +55,19 @@ def test_fisher_is_the_sum_of_squared_gradients(kind: str, windows: NDArray[np.i
         assert fisher.dtype == np.float32
         # The same float32 gradients; only the order of three additions may differ.
         np.testing.assert_allclose(fisher, expected[name], rtol=1e-4, atol=1e-12)
+
+
+def test_bf16_rounds_passes_and_not_sums(windows: NDArray[np.int64]) -> None:
+    """Eight bits of a gradient are left, of a sum of their squares all 24."""
+    model = tiny_model()
+    exact, rounded = (_calibrated(model, windows, bf16=bf16) for bf16 in (False, True))
+    for name, fisher in exact.fisher.items():
+        found = rounded.fisher[name]
+        assert found.dtype == np.float32
+        assert not np.array_equal(found, fisher)
+        assert np.abs(found - fisher).sum() < 0.1 * fisher.sum(), name
+        np.testing.assert_allclose(rounded.moments[name], exact.moments[name], rtol=0.05)
+    assert model.module.dtype == torch.float32
 
 
 def test_moment_is_the_sum_of_squared_inputs(windows: NDArray[np.int64]) -> None:
