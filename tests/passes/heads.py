@@ -15,6 +15,7 @@ from tests.passes.mlp import Arrays, Keeps
 from tests.support import masks_of, random_mask, random_weight
 
 _EPSILON = 1e-5
+_OF_MICROSOFT = ("flat", "told")
 TOKENS = 3
 
 
@@ -26,7 +27,8 @@ class Heads:
         groups: heads of keys and values.
         share: query heads of each.
         form: `expand` repeats keys and values, `grouped` gives queries an axis more,
-            `op` is one Attention of opset 23, `flat` one MultiHeadAttention.
+            `op` is one Attention of opset 23, `flat` one MultiHeadAttention, `told` one
+            GroupQueryAttention, which adds a causal mask of its own.
         fused: q, k and v are one weight.
         bias: of every product; q, k and v's are cut, o's is not.
         norm: queries and keys are normalised a head.
@@ -55,6 +57,11 @@ class Heads:
     @property
     def heads(self) -> int:
         return self.groups * self.share
+
+    @property
+    def scale(self) -> float:
+        # Another than the default, where an operator is told.
+        return 0.3 if self.form == "told" else self.head**-0.5
 
     @property
     def makers(self) -> tuple[str, ...]:
@@ -110,7 +117,7 @@ class Heads:
             renamed = [self.changes.get(f"{node.name}:{name}", name) for name in node.input]
             node.input[:] = renamed
         opsets = [helper.make_opsetid("", 23 if self.form == "op" else 20)]
-        if self.form == "flat":
+        if self.form in _OF_MICROSOFT:
             opsets.append(helper.make_opsetid("com.microsoft", 1))
         model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
         onnx.save(onnx.shape_inference.infer_shapes(model), path)
@@ -140,8 +147,10 @@ class Heads:
             theirs = slice(first, first + self.head)
             queries = self._worked(q[..., mine], "q", given, arrays)
             keys = self._worked(k[..., theirs], "k", given, arrays)
-            scores = np.einsum("bqd,bkd->bqk", queries, keys) / np.sqrt(self.head)
+            scores = np.einsum("bqd,bkd->bqk", queries, keys) * self.scale
             scores = scores + given["mask"][0, 0]
+            if self.form == "told":
+                scores = np.where(np.tri(TOKENS, dtype=bool), scores, -np.inf)
             if self.slopes:
                 scores = scores + arrays["slopes"][index]
                 scores = np.tanh(scores)
@@ -202,7 +211,8 @@ class _Writer:
         else:
             for name in "qkv":
                 self.product("x", name, name)
-        joined = self.flat() if made.form == "flat" else self.by_heads()
+        forms = {"flat": self.flat, "told": self.told}
+        joined = forms.get(made.form, self.by_heads)()
         self.product(joined, "o", "y")
 
     def flat(self) -> str:
@@ -218,13 +228,30 @@ class _Writer:
         )
         return "joined"
 
+    def told(self) -> str:
+        whole = self.call("Cast", "total", "length", to=TensorProto.INT32)
+        one = self.numbers("one", 1, dtype=np.int32)
+        last = self.call("Sub", "last_token", whole, one)
+        ends = self.call("Expand", "ends", last, "batch_size")
+        self.nodes.append(
+            helper.make_node(
+                "GroupQueryAttention",
+                ["q", "k", "v", "", "", ends, whole, "", "", "", "mask"],
+                ["joined", "keys", "values"],
+                name="attention",
+                domain="com.microsoft",
+                num_heads=self.made.heads,
+                kv_num_heads=self.made.groups,
+                scale=self.made.scale,
+            )
+        )
+        return "joined"
+
     def by_heads(self) -> str:
         made = self.made
         q, k, v = (self.heads_of(name) for name in "qkv")
         if made.form == "op":
-            out = self.call(
-                "Attention", "attended", q, k, v, "mask", scale=float(made.head) ** -0.5
-            )
+            out = self.call("Attention", "attended", q, k, v, "mask", scale=made.scale)
         else:
             out = self.core(q, *(self.repeated(k), self.repeated(v)))
         if made.form == "grouped":
@@ -291,7 +318,7 @@ class _Writer:
 
     def core(self, q: str, k: str, v: str) -> str:
         turned = self.chained(k) if self.made.chain else self.swapped(k)
-        scale = self.numbers("scale", self.made.head**-0.5, dtype=np.float32)
+        scale = self.numbers("scale", self.made.scale, dtype=np.float32)
         scores = self.call("MatMul", "products", self.call("Mul", "scaled", q, scale), turned)
         scores = self.call("Add", "scores", scores, "mask")
         if self.made.slopes:

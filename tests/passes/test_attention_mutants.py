@@ -1,5 +1,6 @@
 """Planted mutants: a branch of an attention that is wrong does not pass the tests."""
 
+from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
@@ -10,13 +11,16 @@ from numpy.typing import NDArray
 from onnx.shape_inference import InferenceError
 
 from patch_compile.errors import InternalError, MaskError
-from patch_compile.passes import branches, heads_copy, inner_axis
+from patch_compile.passes import branches, fused_heads, heads_copy, inner_axis
 from patch_compile.tiles.blocks import Cut
-from tests.passes.test_attention import case, check_heads
+from tests.passes.test_attention import FORMS, case, check_heads
 
 # A graph whose shapes do not fit is refused by the runtime, before it runs or while it does.
 _STATE: Any = import_module("onnxruntime.capi.onnxruntime_pybind11_state")
 OrtError = (_STATE.Fail, _STATE.InvalidArgument, _STATE.RuntimeException)
+
+
+_ON_THREE_AXES: Any = fused_heads._on_three_axes
 
 
 def _one_branch(self: Any, op: Any, y: ir.Value, **_: Any) -> Any:
@@ -56,6 +60,10 @@ def _all_heads(self: Any, layout: Any) -> ir.Shape:
     return ir.Shape([size.fixed for size in layout.dims])
 
 
+def _as_many_heads(*arguments: Any) -> Any:
+    return replace(_ON_THREE_AXES(*arguments), counts={})
+
+
 @pytest.mark.parametrize(
     ("target", "attribute", "mutant"),
     [
@@ -76,4 +84,15 @@ def test_planted_mutant_is_caught(
     check_heads(*arguments, "branches")
     monkeypatch.setattr(target, attribute, mutant)
     with pytest.raises((AssertionError, InternalError, MaskError, InferenceError, *OrtError)):
+        check_heads(*arguments, "branches")
+
+
+@pytest.mark.parametrize("form", [form for form in ("flat", "told") if form in FORMS])
+def test_attention_told_of_all_heads_is_caught(
+    monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    arguments = case((False, True, False), form=form, head=8, share=1)
+    check_heads(*arguments, "branches")
+    monkeypatch.setattr(fused_heads, "_on_three_axes", _as_many_heads)
+    with pytest.raises((AssertionError, *OrtError)):
         check_heads(*arguments, "branches")
