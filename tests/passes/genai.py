@@ -119,13 +119,12 @@ def _product(x: str, place: str) -> onnx.NodeProto:
 
 
 def _nodes() -> list[onnx.NodeProto]:
-    node = helper.make_node
-    norm: dict[str, Any] = {"domain": "com.microsoft", "epsilon": 1e-5}
-    qkv = _product("normed_0", f"{LAYER}.attn.qkv_proj")
-    gate, up = (_product("normed_1", f"{LAYER}.mlp.{part}_proj") for part in ("gate", "up"))
-    out = _product("attended", f"{LAYER}.attn.o_proj")
-    down = _product("gated", f"{LAYER}.mlp.down_proj")
     head = helper.make_node("MatMul", ["normed_2", "lm_head.MatMul.weight"], ["logits"])
+    return [*_lengths(), *_embedding(), *_attention(), *_mlp(), head]
+
+
+def _lengths() -> list[onnx.NodeProto]:
+    node = helper.make_node
     return [
         node("ReduceSum", ["attention_mask", "one"], ["lengths"], keepdims=0),
         node("Sub", ["lengths", "one_scalar"], ["last"]),
@@ -133,53 +132,59 @@ def _nodes() -> list[onnx.NodeProto]:
         node("Shape", ["attention_mask"], ["mask_shape"]),
         node("Gather", ["mask_shape", "one_scalar"], ["total_long"], axis=0),
         node("Cast", ["total_long"], ["total"], to=TensorProto.INT32),
-        node("Gather", ["model.embed_tokens.weight", "input_ids"], ["embedded"]),
-        node(
-            "SimplifiedLayerNormalization",
-            ["embedded", "norm_0.weight"],
-            ["normed_0"],
-            epsilon=1e-5,
-            axis=-1,
-            stash_type=1,
-        ),
-        qkv,
-        node(
-            "GroupQueryAttention",
-            [
-                qkv.output[0],
-                "",
-                "",
-                "past_key_values.0.key",
-                "past_key_values.0.value",
-                "seqlens_k",
-                "total",
-                "cos_cache",
-                "sin_cache",
-            ],
-            ["attended", "present.0.key", "present.0.value"],
-            domain="com.microsoft",
-            num_heads=HEADS,
-            kv_num_heads=KV_HEADS,
-            do_rotary=1,
-        ),
-        out,
-        node(
-            "SkipSimplifiedLayerNormalization",
-            ["embedded", out.output[0], "norm_1.weight"],
-            ["normed_1", "", "", "residual"],
-            **norm,
-        ),
+    ]
+
+
+def _embedding() -> list[onnx.NodeProto]:
+    norm = helper.make_node(
+        "SimplifiedLayerNormalization",
+        ["embedded", "norm_0.weight"],
+        ["normed_0"],
+        epsilon=1e-5,
+        axis=-1,
+        stash_type=1,
+    )
+    tokens = ["model.embed_tokens.weight", "input_ids"]
+    return [helper.make_node("Gather", tokens, ["embedded"]), norm]
+
+
+def _attention() -> list[onnx.NodeProto]:
+    qkv = _product("normed_0", f"{LAYER}.attn.qkv_proj")
+    out = _product("attended", f"{LAYER}.attn.o_proj")
+    past = ["past_key_values.0.key", "past_key_values.0.value"]
+    attention = helper.make_node(
+        "GroupQueryAttention",
+        [qkv.output[0], "", "", *past, "seqlens_k", "total", "cos_cache", "sin_cache"],
+        ["attended", "present.0.key", "present.0.value"],
+        domain="com.microsoft",
+        num_heads=HEADS,
+        kv_num_heads=KV_HEADS,
+        do_rotary=1,
+    )
+    return [qkv, attention, out, _sum("embedded", out, 1, "residual")]
+
+
+def _mlp() -> list[onnx.NodeProto]:
+    node = helper.make_node
+    gate, up = (_product("normed_1", f"{LAYER}.mlp.{part}_proj") for part in ("gate", "up"))
+    down = _product("gated", f"{LAYER}.mlp.down_proj")
+    return [
         gate,
         up,
         node("Sigmoid", gate.output, ["sigmoid"]),
         node("Mul", [gate.output[0], "sigmoid"], ["silu"]),
         node("Mul", ["silu", up.output[0]], ["gated"]),
         down,
-        node(
-            "SkipSimplifiedLayerNormalization",
-            ["residual", down.output[0], "norm_2.weight"],
-            ["normed_2"],
-            **norm,
-        ),
-        head,
+        _sum("residual", down, 2),
     ]
+
+
+def _sum(x: str, y: onnx.NodeProto, norm: int, *kept: str) -> onnx.NodeProto:
+    """Normalises x + y; gives the sum itself too, where it is kept."""
+    return helper.make_node(
+        "SkipSimplifiedLayerNormalization",
+        [x, y.output[0], f"norm_{norm}.weight"],
+        [f"normed_{norm}", *(["", "", *kept] if kept else [])],
+        domain="com.microsoft",
+        epsilon=1e-5,
+    )
