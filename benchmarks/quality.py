@@ -126,15 +126,11 @@ def main() -> None:
             found, known = _learned(name, recipe, options)
             for sparsity in recipe.sparsity:
                 masks = found.cut(sparsity)
-                row = _measured(model, windows, masks, options)
+                row = _measured(model, windows, masks, sparsity, options)
                 row["excess"] = math.log(row["perplexity"]) - dense
-                _report(_called(name, sparsity), {**row, **known})
-
-
-def _called(run: str, sparsity: float) -> str:
-    """Names a row: whole models of one sparsity go by their run's name."""
-    whole = sparsity == 0.5 or run.endswith("%")
-    return run if whole and "unstructured" not in run else f"{run} {sparsity * 100:g}%"
+                # A run of one sparsity lends its row its name.
+                several = f" {sparsity * 100:g}%" if len(recipe.sparsity) > 1 else ""
+                _report(f"{name}{several}", {"run": name, **row, **known})
 
 
 def _learned(
@@ -156,16 +152,22 @@ def _learned(
 
 
 def _measured(
-    model: LoadedModel, windows: NDArray[np.int64], masks: Masks, options: argparse.Namespace
+    model: LoadedModel,
+    windows: NDArray[np.int64],
+    masks: Masks,
+    asked: float,
+    options: argparse.Namespace,
 ) -> dict[str, Any]:
     whole = sum(math.prod(linear.shape) for linear in prunable(model.module).values())
     pruned = sum(math.prod(mask.shape) for mask in masks.weights.values())
+    share = pruned / whole  # Sparsities are of all linears, not of `include` alone.
     with masked(model, masks):
         loss = loss_of(model, windows)
     return {
         "tokens": windows.size,
         "perplexity": math.exp(loss),
-        "sparsity": masks.sparsity * pruned / whole,
+        "asked": asked * share,
+        "sparsity": masks.sparsity * share,
         **_accuracy(masks, options),
     }
 
