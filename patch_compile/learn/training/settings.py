@@ -76,7 +76,7 @@ _METHODS: Mapping[str, Settings] = {
         TopTwoPattern(),
         Anneal(temperature=(2.0, 0.05), scale=(25.0, 350.0)),
         _MASKLLM,
-        lr=2e-2,
+        lr=1e-2,
         betas=(0.9, 0.98),
         density_weight=7.0,
         norm_weight=0.0,
