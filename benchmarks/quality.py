@@ -14,6 +14,7 @@ questions of every zero-shot task of the folder.
 import argparse
 import json
 import math
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -73,14 +74,21 @@ def _brief(method: str, *sparsities: float, **options: Any) -> LearnRecipe:
 # Each gives a row for every sparsity, cut from one run.
 RUNS: Mapping[str, LearnRecipe] = {
     **{f"{method} 2:4": _run(0.5, method=method, tile="weight") for method in _ONE_SHOT},
+    "sparsegpt 2:4, new weights": _run(0.5, method="sparsegpt", tile="weight", update=True),
     **{
-        f"{method} unstructured": _run(0.25, 0.4, 0.5, method=method, structure="unstructured")
+        f"{method} unstructured": _run(
+            0.25, 0.35, 0.45, 0.5, method=method, structure="unstructured"
+        )
         for method in ("wanda", "sparsegpt")
     },
     **{
-        f"{method} {name}": _run(0.25, 0.375, 0.4, method=method, **options)
-        for method in ("wanda", "descent")
+        f"wanda {name}": _run(0.25, 0.35, 0.45, method="wanda", **options)
         for name, options in _GEOMETRIES.items()
+        if name != "weight"
+    },
+    **{
+        f"{method} weight": _run(0.25, 0.35, 0.375, 0.4, 0.45, method=method, tile="weight")
+        for method in ("wanda", "descent")
     },
     **{
         f"{method} FFN only": _run(0.5, method=method, tile="weight", include=("*.mlp.*",))
@@ -120,13 +128,15 @@ def main() -> None:
     )
     dense = loss_of(model, windows)
     row = {"tokens": options.tokens, "perplexity": math.exp(dense)}
-    _report("dense", {**row, **_accuracy(None, options)})
+    _report("dense", {**row, **_accuracy(options.model, None, options)})
     for name, recipe in RUNS.items():
         if any(fnmatch(name, glob) for glob in options.rows):
-            found, known = _learned(name, recipe, options)
+            found, weights, known = _learned(name, recipe, options)
+            pruned = load_model(str(weights)) if recipe.update else model
             for sparsity in recipe.sparsity:
                 masks = found.cut(sparsity)
-                row = _measured(model, windows, masks, sparsity, options)
+                row = _measured(pruned, windows, masks, sparsity)
+                row |= _accuracy(weights, masks, options)
                 row["excess"] = math.log(row["perplexity"]) - dense
                 # A run of one sparsity lends its row its name.
                 several = f" {sparsity * 100:g}%" if len(recipe.sparsity) > 1 else ""
@@ -135,28 +145,26 @@ def main() -> None:
 
 def _learned(
     name: str, recipe: LearnRecipe, options: argparse.Namespace
-) -> tuple[Candidates, dict[str, Any]]:
-    """Learns, or goes on; also returns what every row of the run says of that."""
+) -> tuple[Candidates, Path, dict[str, Any]]:
+    """Learns, or goes on; also returns whose weights, and what every row of the run says."""
     begun = time.perf_counter()
-    folder = options.runs / name.replace(" ", "-").replace(":", "").replace("%", "")
+    folder = options.runs / re.sub("[:%,]", "", name).replace(" ", "-")
     found = learn_candidates(
         str(options.model),
         options.train,
         recipe,
-        run=folder,
-        resume=True,
+        run=folder if recipe.learns else None,
+        resume=recipe.learns,
+        checkpoint=folder if recipe.update else None,
         progress=_Progress(name),
     )
     seconds = time.perf_counter() - begun
-    return found, {"seconds": round(seconds, 1), "recipe": asdict(recipe)}
+    known = {"seconds": round(seconds, 1), "recipe": asdict(recipe)}
+    return found, folder if recipe.update else options.model, known
 
 
 def _measured(
-    model: LoadedModel,
-    windows: NDArray[np.int64],
-    masks: Masks,
-    asked: float,
-    options: argparse.Namespace,
+    model: LoadedModel, windows: NDArray[np.int64], masks: Masks, asked: float
 ) -> dict[str, Any]:
     whole = sum(math.prod(linear.shape) for linear in prunable(model.module).values())
     pruned = sum(math.prod(mask.shape) for mask in masks.weights.values())
@@ -168,17 +176,18 @@ def _measured(
         "perplexity": math.exp(loss),
         "asked": asked * share,
         "sparsity": masks.sparsity * share,
-        **_accuracy(masks, options),
     }
 
 
-def _accuracy(masks: Masks | None, options: argparse.Namespace) -> dict[str, Any]:
+def _accuracy(
+    weights: Path, masks: Masks | None, options: argparse.Namespace
+) -> dict[str, Any]:
     """Shares of right answers, by length where a task has that; empty where none is asked."""
     if options.tasks is None:
         return {}
     names = tuple(sorted(path.stem for path in options.tasks.glob("*.jsonl")))
     recipe = EvalRecipe(tasks=names, limit=options.limit)
-    found = evaluate(options.model, recipe, masks=masks, task_dir=options.tasks)
+    found = evaluate(weights, recipe, masks=masks, task_dir=options.tasks)
     shares = {
         name: (task.metrics.get("acc_norm") or task.metrics["acc"]).value
         for name, task in found.tasks.items()

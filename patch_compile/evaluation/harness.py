@@ -3,13 +3,11 @@
 The harness ships no type information; it is typed here by what is used of it.
 """
 
-import logging
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from patch_compile._hush import hushed
 from patch_compile._require import require
 from patch_compile.errors import RecipeError
 from patch_compile.evaluation.answers import Answers
@@ -70,7 +68,7 @@ def run_tasks(
     evaluator = require("lm_eval.evaluator", _EXTRA)
     base = require("lm_eval.api.model", _EXTRA).LM
     model = type("PatchCompileModel", (Answers, base), {})(scorer, progress)
-    with _quiet():
+    with hushed(_TALKERS):
         found = evaluator.evaluate(lm=model, task_dict=tasks, limit=limit, log_samples=False)
     return {
         name: TaskResult(found["n-samples"][name]["effective"], _metrics(numbers))
@@ -106,13 +104,13 @@ def _harness_task(task: LocalTask) -> Any:
         "doc_to_choice": task.choices,
         "metric_list": metrics,
     }
-    with _quiet():
+    with hushed(_TALKERS):
         return require("lm_eval.api.task", _EXTRA).ConfigurableTask(config=config)
 
 
 def _registered(name: str, folder: Path | None) -> Tasks:
     try:
-        with _quiet():
+        with hushed(_TALKERS):
             found: Tasks = require("lm_eval.tasks", _EXTRA).get_task_dict([name])
     except (KeyError, ValueError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -130,19 +128,3 @@ def _leaves(tasks: Tasks) -> Iterator[Any]:
             yield from _leaves(task)
         else:
             yield task
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences notes and deprecations of the harness and below; errors still pass."""
-    loggers = [logging.getLogger(name) for name in _TALKERS]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

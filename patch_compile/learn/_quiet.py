@@ -1,10 +1,9 @@
 """Keeping the chatter of torch and transformers from the user's terminal."""
 
-import logging
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from patch_compile._hush import hushed
 from patch_compile._require import require
 
 __all__ = ["first_line", "quiet"]
@@ -20,20 +19,13 @@ def quiet() -> Iterator[None]:
     """
     talk = require("transformers.utils.logging", "learn")
     bars = talk.is_progress_bar_enabled()
-    loggers = [logging.getLogger(name) for name in _TALKERS]
-    levels = [logger.level for logger in loggers]
     talk.disable_progress_bar()
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with hushed(_TALKERS):
             yield
     finally:
         if bars:
             talk.enable_progress_bar()
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def first_line(error: BaseException) -> str:

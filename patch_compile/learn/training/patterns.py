@@ -56,32 +56,6 @@ class Pattern(Protocol):
         ...
 
 
-class NoPattern:
-    """Sparse tiles are empty: with tiles of one weight each this is LEAP."""
-
-    learns = False
-    remembers = False
-    zeros = 1.0
-
-    def start(self, saliency: Tensor, generator: Generator) -> Tensor:
-        """Returns zeros, bool (N, 1)."""
-        return saliency[:, :1].new_zeros((saliency.shape[0], 1)).bool()
-
-    def sample(
-        self, stored: Tensor, annealed: Annealed, generator: Generator | None
-    ) -> tuple[Tensor, None]:
-        """Returns zeros, int8 (n, 1), to broadcast along K."""
-        return stored.view(torch.int8), None
-
-    def gradient(self, grad: Tensor, kept: None, annealed: Annealed) -> Tensor:
-        """Never called."""
-        raise NotImplementedError
-
-    def hard(self, stored: Tensor) -> Tensor:
-        """Returns zeros, bool (N, 1)."""
-        return stored
-
-
 class FixedPattern:
     """The best two of every four by a one-shot saliency, for good: PATCH-Tile."""
 
@@ -96,7 +70,7 @@ class FixedPattern:
     def sample(
         self, stored: Tensor, annealed: Annealed, generator: Generator | None
     ) -> tuple[Tensor, None]:
-        """Returns the stored rows, int8 (n, K)."""
+        """Returns the stored rows, int8."""
         return stored.view(torch.int8), None
 
     def gradient(self, grad: Tensor, kept: None, annealed: Annealed) -> Tensor:
@@ -104,8 +78,18 @@ class FixedPattern:
         raise NotImplementedError
 
     def hard(self, stored: Tensor) -> Tensor:
-        """Returns the stored mask, bool (N, K)."""
+        """Returns the stored mask, bool."""
         return stored
+
+
+class NoPattern(FixedPattern):
+    """Sparse tiles are empty: with tiles of one weight each this is LEAP."""
+
+    zeros = 1.0
+
+    def start(self, saliency: Tensor, generator: Generator) -> Tensor:
+        """Returns zeros, bool (N, 1), to broadcast along K."""
+        return torch.zeros_like(saliency[:, :1], dtype=torch.bool)
 
 
 class TopTwoPattern:

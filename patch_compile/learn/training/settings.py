@@ -16,6 +16,7 @@ from patch_compile.recipe import LearnRecipe
 __all__ = ["Settings", "settings"]
 
 _MASKLLM = Anneal(temperature=(4.0, 0.05), scale=(100.0, 500.0))
+_TILE = Anneal(temperature=(2.0, 0.05), scale=(25.0, 350.0))
 _SOFT = Anneal(temperature=(4.0, 0.05), scale=(25.0, 350.0))
 
 
@@ -56,7 +57,7 @@ _METHODS: Mapping[str, Settings] = {
     ),
     "patch-joint": Settings(
         GumbelPattern(),
-        Anneal(temperature=(2.0, 0.05), scale=(25.0, 350.0)),
+        _TILE,
         _MASKLLM,
         lr=1e-3,
         betas=(0.9, 0.95),
@@ -65,7 +66,7 @@ _METHODS: Mapping[str, Settings] = {
     ),
     "maskllm": Settings(
         GumbelPattern(),
-        Anneal(temperature=(2.0, 0.05), scale=(25.0, 350.0)),
+        _TILE,
         _MASKLLM,
         lr=5e-4,
         betas=(0.9, 0.95),
@@ -74,7 +75,7 @@ _METHODS: Mapping[str, Settings] = {
     ),
     "topk-ste": Settings(
         TopTwoPattern(),
-        Anneal(temperature=(2.0, 0.05), scale=(25.0, 350.0)),
+        _TILE,
         _MASKLLM,
         lr=1e-2,
         betas=(0.9, 0.98),
