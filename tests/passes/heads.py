@@ -32,7 +32,8 @@ class Heads:
         fused: q, k and v are one weight.
         bias: of every product; q, k and v's are cut, o's is not.
         norm: queries and keys are normalised a head.
-        rotary: queries and keys are turned by the inputs `cos` and `sin`.
+        rotary: queries and keys are turned by the inputs `cos` and `sin`; GroupQueryAttention
+            turns them itself.
         chain: keys are turned by Reshape, Transpose, Reshape, as torch's exporter does.
         slopes: scores get a constant of their own for every head.
         extra: nodes that are added.
@@ -64,6 +65,11 @@ class Heads:
         return 0.3 if self.form == "told" else self.head**-0.5
 
     @property
+    def angles(self) -> int:
+        """Numbers that `cos` has a token: an operator that turns asks for half of them."""
+        return self.head // 2 if self.form == "told" else self.head
+
+    @property
     def makers(self) -> tuple[str, ...]:
         return ("qkv",) if self.fused else ("q", "k", "v")
 
@@ -89,7 +95,7 @@ class Heads:
             "mask": (1, 1, TOKENS, TOKENS),
         }
         if self.rotary:
-            shapes |= dict.fromkeys(("cos", "sin"), (TOKENS, self.head))
+            shapes |= dict.fromkeys(("cos", "sin"), (TOKENS, self.angles))
         return {n: rng.standard_normal(s).astype(np.float32) for n, s in shapes.items()}
 
     def save(self, path: Path, arrays: Arrays) -> Path:
@@ -102,7 +108,7 @@ class Heads:
             "mask": [1, 1, "sequence", "sequence"],
         }
         if self.rotary:
-            kinds |= {n: ["sequence", self.head] for n in ("cos", "sin")}
+            kinds |= {n: ["sequence", self.angles] for n in ("cos", "sin")}
         graph = helper.make_graph(
             [*write.nodes, *self.extra],
             "attention",
@@ -168,7 +174,8 @@ class Heads:
         if self.rotary:
             half = self.head // 2
             other = np.concatenate([-x[..., half:], x[..., :half]], axis=-1)
-            x = x * given["cos"] + other * given["sin"]
+            cos, sin = (np.tile(given[n], self.head // self.angles) for n in ("cos", "sin"))
+            x = x * cos + other * sin
         return x
 
 
@@ -233,16 +240,18 @@ class _Writer:
         one = self.numbers("one", 1, dtype=np.int32)
         last = self.call("Sub", "last_token", whole, one)
         ends = self.call("Expand", "ends", last, "batch_size")
+        turns = ("cos", "sin") if self.made.rotary else ("", "")
         self.nodes.append(
             helper.make_node(
                 "GroupQueryAttention",
-                ["q", "k", "v", "", "", ends, whole, "", "", "", "mask"],
+                ["q", "k", "v", "", "", ends, whole, *turns, "", "mask"],
                 ["joined", "keys", "values"],
                 name="attention",
                 domain="com.microsoft",
                 num_heads=self.made.heads,
                 kv_num_heads=self.made.groups,
                 scale=self.made.scale,
+                do_rotary=int(self.made.rotary),
             )
         )
         return "joined"

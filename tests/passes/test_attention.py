@@ -86,13 +86,13 @@ def attentions(draw: st.DrawFn) -> Heads:
     return Heads(
         groups=draw(st.integers(2, 5)),
         share=share,
-        # ONNX Runtime's GroupQueryAttention knows multiples of 8 alone.
-        head=8 if form == "told" else draw(st.sampled_from([2, 4, 6, 8])),
+        # ONNX Runtime's GroupQueryAttention knows multiples of 8 alone, and turns 16.
+        head=16 if form == "told" else draw(st.sampled_from([2, 4, 6, 8])),
         form=form,
         fused=fused,
         bias=draw(st.booleans()),
         norm=draw(st.booleans()) and not whole,
-        rotary=draw(st.booleans()) and not whole and form != "grouped",
+        rotary=draw(st.booleans()) and form not in ("flat", "grouped"),
         chain=draw(st.booleans()) and form == "expand",
         slopes=draw(st.booleans()) and form == "expand",
     )
