@@ -1,30 +1,19 @@
-"""Masks by gradient: from a model and a text to candidates of any sparsity.
-
-N: out features. K: in features. R, C: tiles along N and K.
-"""
+"""Masks by gradient: from a model and a text to candidates of any sparsity."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
-from numpy.typing import NDArray
 
 from patch_compile.errors import RecipeError
 from patch_compile.io.digests import digests
 from patch_compile.learn._progress import Progress, tell
-from patch_compile.learn.candidates import (
-    Candidates,
-    FreeWeight,
-    FreeWeights,
-    ScoredTiles,
-    made_by,
-)
+from patch_compile.learn.candidates import Candidates, made_by
 from patch_compile.learn.layout import Layout, layout
 from patch_compile.learn.linears import Linear, prunable
 from patch_compile.learn.model import LoadedModel
@@ -32,23 +21,19 @@ from patch_compile.learn.oneshot import gather_statistics
 from patch_compile.learn.text import Windows, split_windows
 from patch_compile.learn.training.board import board, check_board
 from patch_compile.learn.training.gate import Gate, Moment, parameters_of
+from patch_compile.learn.training.harden import hardened
 from patch_compile.learn.training.masked import gated, recomputed
 from patch_compile.learn.training.objective import Penalties
 from patch_compile.learn.training.processes import as_launched, processes
 from patch_compile.learn.training.run_folder import RunFolder
 from patch_compile.learn.training.settings import Settings, settings
 from patch_compile.learn.training.sharding import check_shardable, sharded
-from patch_compile.learn.training.start import free_gates, tiled_gates
+from patch_compile.learn.training.start import free_gates, restarted_gates, tiled_gates
 from patch_compile.learn.training.train import Record, Trainer
 from patch_compile.recipe import LearnRecipe
 from patch_compile.tiles.masks import Masks
-from patch_compile.tiles.pattern import pack_keep
-from patch_compile.tiles.weight_mask import WeightMask
 
 __all__ = ["learn_gates"]
-
-# Deviations from 0 beyond which prices are equal: of a large tile, float32 holds them.
-_DEAREST = 60.0
 
 # What may change between a run and its continuation, or is not read by methods that learn.
 _FREE = frozenset({"checkpoint_every", "shard", "sparsity", "structure", "update"})
@@ -97,7 +82,11 @@ def learn_gates(
     state = run.begin(resume=resume)
     # None may write a checkpoint before all have looked for one.
     accelerator.wait_for_everyone()
-    start = _start(model, linears, cuts, sources, recipe, progress)
+    start = _restart(run, linears, recipe) if state is not None else None
+    if start is None:
+        start = _start(model, linears, cuts, sources, recipe, progress)
+        if start.prior is not None and accelerator.is_main_process:
+            run.keep_start(start.prior)
     with _trainer(accelerator, model, linears, start, text, recipe) as trainer:
         if state is not None:
             state.load(start.gates, trainer.optimizer)
@@ -105,7 +94,8 @@ def learn_gates(
         wanted = tensorboard and accelerator.is_main_process
         with board(folder, trainer.step) if wanted else nullcontext() as note:
             _run(trainer, run, text, progress, note)
-    return _candidates(start, linears, made_by(model, sources, recipe))
+    description = made_by(model, sources, recipe)
+    return hardened(start.gates, start.prior, linears, description)
 
 
 def _identity(
@@ -166,9 +156,7 @@ def _start(
     progress: Progress | None,
 ) -> _Start:
     statistics = gather_statistics(model, linears, sources, recipe, progress)
-    chosen = settings(recipe)
-    dtype = torch.bfloat16 if recipe.precision == "bf16" else None
-    moment = Moment(chosen.tile.at(0, 1), chosen.course.at(0, 1), dtype=dtype)
+    chosen, moment = settings(recipe), _moment(recipe)
     if recipe.method == "leap":
         gates = free_gates(linears, statistics, recipe, chosen.pattern, moment)
         return _Start(gates, moment, None, chosen)
@@ -177,6 +165,28 @@ def _start(
         asked = f"sparsity | {recipe.aim:g}" if recipe.budget is None else "budget | it"
         raise RecipeError(f"{asked} leaves every tile dense, nothing to learn; ask for more")
     return _Start(gates, moment, prior, chosen)
+
+
+def _restart(
+    run: RunFolder, linears: Mapping[str, Linear], recipe: LearnRecipe
+) -> _Start | None:
+    """Builds the gates of a run that has a checkpoint; None if it has no start to read."""
+    chosen, moment = settings(recipe), _moment(recipe)
+    if recipe.method == "leap":
+        gates = free_gates(linears, None, recipe, chosen.pattern, moment)
+        return _Start(gates, moment, None, chosen)
+    prior = run.start()
+    if prior is None:
+        return None
+    return _Start(
+        restarted_gates(prior, recipe, chosen.pattern, moment), moment, prior, chosen
+    )
+
+
+def _moment(recipe: LearnRecipe) -> Moment:
+    chosen = settings(recipe)
+    dtype = torch.bfloat16 if recipe.precision == "bf16" else None
+    return Moment(chosen.tile.at(0, 1), chosen.course.at(0, 1), dtype=dtype)
 
 
 @contextmanager
@@ -286,61 +296,3 @@ def _judged(trainer: Trainer, text: Windows) -> dict[str, float]:
 def _described(record: Record, judged: Mapping[str, float]) -> str:
     said = f"learning, loss {record.loss:.3f}, density {record.density:.3f}"
     return f"{said} (hard {judged['hard_density']:.3f})" if judged else said
-
-
-def _candidates(
-    start: _Start, linears: Mapping[str, Linear], description: dict[str, Any]
-) -> Candidates:
-    if start.prior is None:
-        return FreeWeights(
-            [_free(linears[name], gate) for name, gate in start.gates.items()], description
-        )
-    unit = _deviation(start.gates)
-    weights = {
-        name: _hardened(mask, start.gates.get(name), unit)
-        for name, mask in start.prior.weights.items()
-    }
-    return ScoredTiles(Masks(weights, description))
-
-
-def _deviation(gates: Mapping[str, Gate]) -> float | None:
-    """Returns the standard deviation of all tile logits; None where tiles are set."""
-    if not all(gate.learns_tiles for gate in gates.values()):
-        return None
-    logits = torch.cat([gate.logits.detach().flatten() for gate in gates.values()])
-    return max(float(logits.double().std(correction=0)), 1e-12)
-
-
-def _free(linear: Linear, gate: Gate) -> FreeWeight:
-    logits = gate.tiles.detach().cpu().numpy()
-    return FreeWeight(linear.name, logits, digests(linear.array()))
-
-
-def _hardened(mask: WeightMask, gate: Gate | None, unit: float | None) -> WeightMask:
-    """Gives a one-shot mask the pattern that was learned, and prices for its tiles' logits.
-
-    Args:
-        mask: all 2:4.
-        gate: of its weight; None where nothing was learned, for tiles were set dense or going
-            2:4 would save no time.
-        unit: deviation of the logits, where tiles were learned.
-    """
-    if gate is None:
-        return mask if unit is None else replace(mask, scores=_priced(mask, np.inf))
-    keep = gate.pattern.hard(gate.stored.detach()).cpu().numpy()
-    packed = pack_keep(keep)
-    scores = gate.logits.detach().cpu().numpy()
-    if unit is not None:
-        scores = _priced(mask, scores / unit)
-    return replace(mask, bits=lambda: packed, scores=scores)
-
-
-def _priced(mask: WeightMask, raised: Any) -> NDArray[np.float32]:
-    """Returns exp(logit / deviation) for every zero of a tile, float32 (R, C).
-
-    Logits start as logarithms of costs, in this unit: budgets rank by price for what a tile
-    gains, and add prices up, so that they must be positive.
-    """
-    price = np.exp(np.clip(raised, -_DEAREST, _DEAREST))
-    priced: NDArray[np.float32] = (price * (mask.grid.areas // 2)).astype(np.float32)
-    return priced

@@ -1,7 +1,8 @@
 """The folder of a run: its checkpoint, to go on from, and its log.
 
 A checkpoint is `step-NNNNNNN.safetensors`, every gate's tensors and Adam's moments, and
-`state.json`, which names it and says what it belongs to.
+`state.json`, which names it and says what it belongs to. `start.json` has the one-shot masks
+that learning started from, so that going on needs no calibration.
 """
 
 import csv
@@ -17,10 +18,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from patch_compile.errors import RecipeError
+from patch_compile.errors import MaskError, RecipeError
 from patch_compile.io.atomic import staged_folder, write_text
+from patch_compile.io.load_masks import load_masks
+from patch_compile.io.masks_file import save_masks
 from patch_compile.learn.training.gate import Gate, parameters_of
 from patch_compile.parsing import parse_json
+from patch_compile.tiles.masks import Masks
 
 __all__ = ["RunFolder", "State"]
 
@@ -178,6 +182,25 @@ class RunFolder:
                     f"run '{self.path}' | is of another {what}: {difference}; resume with the "
                     "same, or start afresh in another folder"
                 )
+
+    def keep_start(self, prior: Masks) -> None:
+        """Writes the masks that learning starts from, all tiles 2:4 and scored."""
+        save_masks(prior, self.path / "start.json")
+
+    def start(self) -> Masks | None:
+        """Reads the masks that learning started from; None if they are not there.
+
+        Raises:
+            RecipeError: if they are damaged.
+        """
+        path = self.path / "start.json"
+        try:
+            return load_masks(path) if path.exists() else None
+        except MaskError as error:
+            raise RecipeError(
+                f"run '{self.path}' | has a start.json that cannot be read: {error}; delete "
+                "it, and learning calibrates anew"
+            ) from error
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Adds a row to log.csv."""

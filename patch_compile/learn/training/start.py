@@ -35,7 +35,7 @@ from patch_compile.tiles.masks import Masks
 from patch_compile.tiles.promise import Promise, cut_in_time
 from patch_compile.tiles.weight_mask import WeightMask
 
-__all__ = ["free_gates", "tiled_gates"]
+__all__ = ["free_gates", "restarted_gates", "tiled_gates"]
 
 # PATCH starts tile logits at N(0, 0.014), and LEAP pushes weights by three deviations to the
 # side that Wanda would put them on.
@@ -79,14 +79,43 @@ def tiled_gates(
         known = digests(evidence.weight)
         masks.append(scored_mask(linear, layouts[name], keep, scores, known))
     prior = Masks({mask.name: mask for mask in masks})
+    return _gates(prior, stored, recipe, pattern, moment), prior
+
+
+def restarted_gates(
+    prior: Masks, recipe: LearnRecipe, pattern: Pattern, moment: Moment
+) -> dict[str, Gate]:
+    """Builds the same gates from the masks they started from, without statistics.
+
+    Logits and scores are not those of the start: a checkpoint brings its own.
+
+    Args:
+        prior: what `tiled_gates` returned.
+        recipe: of the same run.
+        pattern: of its method.
+        moment: that the gates share.
+    """
+    stored = {
+        name: pattern.start(torch.from_numpy(mask.keep()).float(), _generator(recipe, name))
+        for name, mask in prior.weights.items()
+    }
+    return _gates(prior, stored, recipe, pattern, moment)
+
+
+def _gates(
+    prior: Masks,
+    stored: Mapping[str, Tensor],
+    recipe: LearnRecipe,
+    pattern: Pattern,
+    moment: Moment,
+) -> dict[str, Gate]:
     tiles = _learned(prior, recipe) if recipe.ranking == "learned" else _set(prior, recipe)
-    gates = {
+    return {
         name: Gate(
             name, prior.weights[name].grid, pattern, moment, stored=stored[name], **given
         )
         for name, given in tiles.items()
     }
-    return gates, prior
 
 
 def _scores(
@@ -235,7 +264,7 @@ def _tie(mask: WeightMask) -> tuple[str, Tensor]:
 
 def free_gates(
     linears: Mapping[str, Linear],
-    statistics: Statistics,
+    statistics: Statistics | None,
     recipe: LearnRecipe,
     pattern: Pattern,
     moment: Moment,
@@ -243,12 +272,15 @@ def free_gates(
     """Builds the gates of a method that drops weights one by one: tiles of one weight.
 
     Logits start at N(0, 0.014), and 3 deviations up or down by the prior's choice within
-    each row (LEAP, arXiv 2605.17289).
+    each row (LEAP, arXiv 2605.17289). Without statistics there is no choice to start from: a
+    checkpoint brings its own logits.
     """
     gates = {}
     for name, linear in linears.items():
-        evidence = evidence_of(linear, statistics)
-        saliency = torch.from_numpy(FREE_SALIENCIES[recipe.saliency](evidence))
+        saliency = torch.zeros(linear.shape)
+        if statistics is not None:
+            evidence = evidence_of(linear, statistics)
+            saliency = torch.from_numpy(FREE_SALIENCIES[recipe.saliency](evidence))
         lost = round(recipe.aim * linear.shape[1])
         rank = saliency.argsort(dim=1, stable=True).argsort(dim=1)
         side = torch.where(rank < lost, -1.0, 1.0)

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from patch_compile.errors import ModelError, RecipeError
 from patch_compile.learn.model import LoadedModel, load_model
+from patch_compile.learn.training import learned
 from patch_compile.learn.training.learned import learn_gates
 from patch_compile.learn.training.train import Trainer
 from patch_compile.recipe import LearnRecipe
@@ -199,9 +200,12 @@ def test_a_killed_run_goes_on_bit_for_bit(
         _stop_at(patch, 5, _Killed())
         learn_gates(model, [text], _recipe(method, steps=8), tmp_path / "cut")
     assert _rows(tmp_path / "cut")[-1]["step"] == "5"
-    resumed = learn_gates(
-        model, [text], _recipe(method, steps=8), tmp_path / "cut", resume=True
-    ).cut(0.4)
+    with monkeypatch.context() as patch:
+        # The run knows where it started.
+        patch.delattr(learned, "gather_statistics")
+        resumed = learn_gates(
+            model, [text], _recipe(method, steps=8), tmp_path / "cut", resume=True
+        ).cut(0.4)
     for name, mask in whole.weights.items():
         assert np.array_equal(mask.bits(), resumed.weights[name].bits())
         assert np.array_equal(mask.dense, resumed.weights[name].dense)
@@ -241,6 +245,17 @@ def test_a_finished_run_is_not_run_again(
         np.array_equal(mask.bits(), again.weights[name].bits())
         for name, mask in first.weights.items()
     )
+
+
+def test_a_run_that_lost_its_start_calibrates_anew(
+    model: LoadedModel, text: Path, tmp_path: Path
+) -> None:
+    first = learn_gates(model, [text], _recipe(), tmp_path).cut(0.3)
+    (tmp_path / "start.json").unlink()
+    again = learn_gates(model, [text], _recipe(), tmp_path, resume=True).cut(0.3)
+    for name, mask in first.weights.items():
+        assert np.array_equal(mask.bits(), again.weights[name].bits())
+        assert np.array_equal(mask.dense, again.weights[name].dense)
 
 
 def test_a_loss_that_is_no_number_stops_with_a_diagnosis(
@@ -291,7 +306,9 @@ def test_a_sparsity_that_leaves_nothing_to_learn_is_told(
         learn_gates(model, [text], _recipe(sparsity=(0.0,)), tmp_path)
 
 
-@pytest.mark.parametrize("damage", ["cut short", "no json", "arrays gone", "not ours"])
+@pytest.mark.parametrize(
+    "damage", ["cut short", "no json", "arrays gone", "not ours", "start cut short"]
+)
 def test_damaged_checkpoints_are_refused_in_one_line(
     model: LoadedModel, text: Path, tmp_path: Path, damage: str
 ) -> None:
@@ -302,6 +319,8 @@ def test_damaged_checkpoints_are_refused_in_one_line(
         arrays.write_bytes(arrays.read_bytes()[:-100])
     elif damage == "arrays gone":
         arrays.unlink()
+    elif damage == "start cut short":
+        (tmp_path / "start.safetensors").write_bytes(b"")
     else:
         index.write_text("{" if damage == "no json" else '{"step": 3}', "utf-8")
     with pytest.raises(RecipeError, match=r"run '.*' \| ") as caught:
