@@ -67,6 +67,8 @@ def learn(
     check_place(output)
     folder = run or output.with_suffix(".run")
     first = _first_process()
+    if resume and first and not (folder / "state.json").exists():
+        say(f"'{folder}' | has no checkpoint to go on from; learning starts at step 1")
     with _kept(folder), progress_bar() as progress:
         found = api.learn_candidates(
             model,

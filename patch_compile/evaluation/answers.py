@@ -94,14 +94,15 @@ class Answers:
         text = context.rstrip()
         continuation = context[len(text) :] + continuation
         whole = (*self._opening, *self._scorer.encode(text + continuation, False))
-        start = len(self._opening) + len(self._scorer.encode(text, False))
+        before = len(self._opening) + len(self._scorer.encode(text, False))
+        # A continuation that melts into the context's last token still has that token.
+        start = min(before, len(whole) - 1)
         if start < 1:
             raise RecipeError(
-                f"tasks | ask for '{continuation[:40]}' without a context, and the tokenizer "
-                "opens a text with no token of its own; leave that task out"
+                f"tasks | ask for '{continuation[:40]}' without a token before it, and the "
+                "tokenizer opens a text with no token of its own; leave that task out"
             )
-        # A continuation that melts into the context's last token still has that token.
-        return _Pair(index, whole, min(start, len(whole) - 1))
+        return _Pair(index, whole, start)
 
     def _answers(self, batch: Sequence[_Pair]) -> list[tuple[float, bool]]:
         # Padding stands behind, where no causal model looks.

@@ -61,6 +61,9 @@ def run_tasks(
         limit: first questions of each task; None takes all.
         progress: called with (answers done, answers in all, "answers").
 
+    Returns:
+        What was found, by the names of the tasks, and of groups that have a score.
+
     Raises:
         RecipeError: a task is not multiple choice.
         ModelError: the model cannot be run.
@@ -70,11 +73,17 @@ def run_tasks(
     model = type("PatchCompileModel", (Answers, base), {})(scorer, progress)
     with hushed(_TALKERS):
         found = evaluator.evaluate(lm=model, task_dict=tasks, limit=limit, log_samples=False)
-    return {
-        name: TaskResult(found["n-samples"][name]["effective"], _metrics(numbers))
-        for name, numbers in found["results"].items()
-        if name in found["n-samples"]
-    }
+    # A group that adds nothing up has no numbers of its own.
+    known = {name: _metrics(numbers) for name, numbers in found["results"].items()}
+    return {n: TaskResult(_questions(found, n), told) for n, told in known.items() if told}
+
+
+def _questions(found: Mapping[str, Any], name: str) -> int:
+    """The questions that a task was asked, or all tasks of a group."""
+    samples = found["n-samples"].get(name)
+    if samples is not None:
+        return int(samples["effective"])
+    return sum(_questions(found, part) for part in found["group_subtasks"].get(name, ()))
 
 
 def _metrics(numbers: Mapping[str, Any]) -> dict[str, Metric]:
@@ -112,7 +121,7 @@ def _registered(name: str, folder: Path | None) -> Tasks:
     try:
         with hushed(_TALKERS):
             found: Tasks = require("lm_eval.tasks", _EXTRA).get_task_dict([name])
-    except (KeyError, ValueError, OSError) as error:
+    except (KeyError, ValueError, OSError, RuntimeError, ImportError) as error:
         reason = " ".join(str(error).split())[:200]
         looked = "" if folder is None else f"is no file of '{folder}', and "
         raise RecipeError(

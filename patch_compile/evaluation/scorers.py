@@ -170,7 +170,7 @@ def _apply(loaded: "LoadedModel", masks: str | Path | Masks) -> float:
     )
     widths = {name: linear.shape[1] for name, linear in linears.items()}
     given = masks if isinstance(masks, Masks) else load_masks(masks, in_features=widths.get)
-    require("patch_compile.learn.export", "learn")._check_masks(loaded, linears, given)
+    require("patch_compile.learn.export", "learn").check_masks(loaded, linears, given)
     for name, mask in given.weights.items():
         gone = torch.from_numpy(~mask.keep())
         with torch.no_grad():

@@ -18,6 +18,7 @@ if sys.platform != "win32":
 __all__ = [
     "check_writable",
     "locked_folder",
+    "owned_folder",
     "stage_text",
     "staged_folder",
     "write_bytes",
@@ -94,15 +95,15 @@ def _sweep(target: Path) -> None:
                 shutil.rmtree(stage)
 
 
-def _lock(folder: Path, stack: ExitStack, *, wait: bool) -> None:
-    """Locks a folder until the stack is left.
+def _lock(place: Path, stack: ExitStack, *, wait: bool) -> None:
+    """Locks a folder or file until the stack is left.
 
     Raises:
-        OSError: if it is locked and we do not wait, or where folders cannot be locked.
+        OSError: if it is locked and we do not wait, or where such cannot be locked.
     """
     if sys.platform == "win32":
         raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
-    handle = os.open(folder, os.O_RDONLY)
+    handle = os.open(place, os.O_RDONLY)
     stack.callback(os.close, handle)
     fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
 
@@ -117,6 +118,31 @@ def locked_folder(folder: Path) -> Iterator[None]:
         with suppress(OSError):
             _lock(folder, stack, wait=True)
         yield
+
+
+@contextmanager
+def owned_folder(folder: Path) -> Iterator[bool]:
+    """Makes a folder this process's own, and yields whether it was nobody else's.
+
+    For as long as a run: `locked_folder` may be entered in the body. A `.lock` stays behind,
+    and means nothing once its process is gone. On Windows, and on file systems that lock no
+    file, nobody owns anything.
+
+    Raises:
+        OSError: if the folder cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = folder / ".lock"
+    lock.touch()
+    with ExitStack() as stack:
+        free = True
+        try:
+            _lock(lock, stack, wait=False)
+        except BlockingIOError:
+            free = False
+        except OSError:
+            pass
+        yield free
 
 
 def _move(files: Sequence[Path], stage: Path, target: Path) -> None:

@@ -1,4 +1,4 @@
-"""Documents from files and data sets, one after the other: no text is ever held whole."""
+"""Documents from files and data sets, one after the other."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -11,8 +11,11 @@ from patch_compile.parsing import parse_json
 
 __all__ = ["PIECE", "is_dataset", "read_file", "stream"]
 
-# Characters that are held and tokenized together: a tokenizer needs a hundred bytes for each.
+# Bytes that are held and tokenized together: a tokenizer needs a hundred for each.
 PIECE = 2**22
+
+# Of these pieces a text without a good place to cut is cut at any.
+_PATIENCE = 4
 
 _DATASET = "hf:"
 
@@ -29,7 +32,9 @@ def read_file(path: Path) -> Iterator[str]:
     """Yields the documents of a `.jsonl`, or the pieces of a text.
 
     A text is cut, if it is longer than `PIECE`, between lines where neither is blank nor
-    starts with a space: there no tokenizer of bytes makes a token of both sides.
+    starts with a space: there no tokenizer of bytes makes a token of both sides. Where four
+    pieces have no such place, it is cut between any lines, or before a space of a long line,
+    and a token there may be another than in the whole text.
 
     Raises:
         RecipeError: if the file is missing, not UTF-8 or malformed.
@@ -49,14 +54,29 @@ def read_file(path: Path) -> Iterator[str]:
 def _pieces(path: Path, lines: Iterable[bytes]) -> Iterator[str]:
     held: list[bytes] = []
     size = start = 0
-    for line in lines:
-        if size >= PIECE and held[-1].strip() and not line[:1].isspace():
+    for line in _shortened(lines):
+        good = size >= PIECE and held[-1].strip() and not line[:1].isspace()
+        if good or size >= _PATIENCE * PIECE:
             yield _decoded(path, b"".join(held), start)
             start += size
             held, size = [], 0
         held.append(line)
         size += len(line)
     yield _decoded(path, b"".join(held), start)
+
+
+def _shortened(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """Cuts lines that are longer than a piece before spaces."""
+    for line in lines:
+        start = 0
+        while len(line) - start > PIECE:
+            # Not the first byte: a part is never empty.
+            end = line.rfind(b" ", start + 1, start + PIECE)
+            if end < 0:
+                break
+            yield line[start:end]
+            start = end
+        yield line[start:]
 
 
 def _fields(path: Path, lines: Iterable[bytes]) -> Iterator[str]:

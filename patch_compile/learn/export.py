@@ -23,7 +23,7 @@ from patch_compile.recipe import ExportRecipe
 from patch_compile.tiles.masks import Masks
 from patch_compile.tiles.weight_mask import WeightMask
 
-__all__ = ["WEIGHT", "export_onnx"]
+__all__ = ["WEIGHT", "check_masks", "export_onnx"]
 
 # Key of node metadata that binds a mask to its weight.
 WEIGHT = "patch_compile.weight"
@@ -68,7 +68,7 @@ def export_onnx(
     _check_recipe(model, output, recipe)
     linears, wanted = find_linears(model.module), prunable(model.module)
     if masks is not None:
-        _check_masks(model, linears, masks)
+        check_masks(model, linears, masks)
     tell(progress, 0, 2, "tracing the model")
     with quiet():
         signature = with_past(model) if recipe.with_past else plain(model)
@@ -105,7 +105,12 @@ def _check_recipe(model: LoadedModel, output: Path, recipe: ExportRecipe) -> Non
         )
 
 
-def _check_masks(model: LoadedModel, linears: Mapping[str, Linear], masks: Masks) -> None:
+def check_masks(model: LoadedModel, linears: Mapping[str, Linear], masks: Masks) -> None:
+    """Checks that masks are of a model's linears.
+
+    Raises:
+        MaskError: if one names no linear, or was made for another weight.
+    """
     for mask in masks.weights.values():
         if mask.name not in linears:
             raise MaskError(

@@ -104,9 +104,13 @@ def _cut(
     seed: int,
 ) -> NDArray[np.int32]:
     """Returns all windows of the texts, int32 (W, T), `needed` at least."""
+    if not sources:
+        raise RecipeError(
+            "data | is missing, and masks are made from a text; give --data TEXT"
+        )
     texts = [_tokens(source, tokenizer, needed * window, seed) for source in sources]
     parts = [text[: len(text) // window * window].reshape(-1, window) for text in texts]
-    every = np.concatenate(parts) if parts else np.empty((0, window), np.int32)
+    every = np.concatenate(parts)
     if len(every) < needed:
         names = ", ".join(f"'{source}'" for source in sources)
         raise RecipeError(

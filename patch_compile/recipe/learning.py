@@ -30,7 +30,7 @@ Tie = Literal["mlp", "heads"]
 class LearnRecipe:
     """How masks are made.
 
-    Options that are None take the method's own value, see `learn/settings.py`.
+    Options that are None take the method's own value, see `learn/training/settings.py`.
 
     Attributes:
         method: `magnitude`, `wanda` and `sparsegpt` rank weights from one pass over a text,
@@ -128,6 +128,7 @@ class LearnRecipe:
         for name in ("samples", "steps", "batch", "accumulate", "checkpoint_every"):
             within(name, getattr(self, name), 1, 1_000_000)
         within("window", self.window, 2, 1_000_000)
+        within("seed", self.seed, 0, 2**63 - 1)
         within("holdout", self.holdout, 0, 1_000_000)
         for name in ("lr", "density_weight", "norm_weight"):
             if getattr(self, name) is not None:

@@ -166,6 +166,7 @@ class VerifyRecipe:
     def __post_init__(self) -> None:
         within("window", self.window, 2, 1_000_000)
         within("tokens", self.tokens, self.window, 1_000_000_000)
+        within("seed", self.seed, 0, 2**63 - 1)
 
 
 @dataclass(frozen=True)
@@ -217,6 +218,7 @@ class BenchRecipe:
         for name in ("batch", "runs"):
             within(name, getattr(self, name), 1, 1_000_000)
         within("rebuilds", self.rebuilds, 1, 9)
+        within("seed", self.seed, 0, 2**63 - 1)
         if len(set(self.baselines)) < len(self.baselines):
             raise RecipeError(f"baselines | are {self.baselines}; expected each once")
         # An interval of fewer samples says nothing.

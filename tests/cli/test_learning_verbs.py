@@ -110,8 +110,11 @@ def test_both_texts_are_learned_from(
     ran = cli("learn", llama, "--data", text, *options)
     assert ran.code == 1
     assert "has 900 tokens; 1312 are needed for 82 windows of 16" in ran.err
-    ran = cli("learn", llama, "--data", text, "--data", other, *options)
+    ran = cli("learn", llama, *options)
+    assert "data | is missing; give a text to make masks from, --data TEXT" in ran.err
+    ran = cli("learn", llama, "--data", text, "--data", other, *options, "--resume")
     assert ran.code == 0, ran.err
+    assert "masks.run' | has no checkpoint to go on from; learning starts at step 1" in ran.err
 
 
 def _command(*words: str | Path) -> list[str]:
@@ -244,6 +247,8 @@ def test_spread_weights_go_on_after_a_kill_to_what_one_process_gives(
         ),
         (["--update", "true"], "update | is asked of method 'topk-ste'"),
         (["--checkpoint", "new"], "checkpoint | is 'new', and no weight changes"),
+        (["--seed", "-1"], "seed | is -1; expected a number from 0 to"),
+        (["--sparsity", "0"], "sparsity | 0 leaves every weight dense, nothing to learn"),
         (["--data", "hf:"], "text 'hf:' | names no data set"),
         (["--budget", "1.2x"], "budget | is '1.2x'; expected time:TIMESx@TARGET:TOKENS"),
         (["--method", "leap", "--prior", "descent"], "prior | is 'descent', which looks for"),

@@ -94,6 +94,14 @@ def test_an_answer_that_melts_into_its_context_keeps_one_token() -> None:
     assert found == _expected(model, _letters("a", False), _letters("c", False))
 
 
+def test_an_answer_that_melts_into_all_of_its_context_needs_an_opening_token() -> None:
+    def melted(text: str, special: bool) -> list[int]:
+        return [3] if text else []
+
+    with pytest.raises(RecipeError, match=r"'b' without a token before it"):
+        Answers(Scorer(Running(), melted)).loglikelihood([Ask(("a", "b"))])
+
+
 def test_batches_are_bounded_and_the_longest_comes_first() -> None:
     model = Running()
     lengths = np.random.default_rng(1).integers(2, 400, 60)
@@ -121,7 +129,7 @@ def test_an_empty_context_needs_an_opening_token() -> None:
     model = Running()
     (found,) = Answers(Scorer(model, _with_ends)).loglikelihood([Ask(("", "ab"))])
     assert found == _expected(model, [BOS], _letters("ab", False))
-    with pytest.raises(RecipeError, match=r"'ab' without a context"):
+    with pytest.raises(RecipeError, match=r"'ab' without a token before it"):
         Answers(Scorer(model, _letters)).loglikelihood([Ask(("", "ab"))])
 
 

@@ -134,6 +134,43 @@ def test_the_questions_are_asked_without_examples(folder: Path) -> None:
 
 
 @needs_harness
+def test_a_group_has_a_score_of_its_own(folder: Path) -> None:
+    from lm_eval.tasks import TaskManager
+
+    task = {
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(folder / "ask.jsonl")}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{query}}",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": "gold",
+    }
+    of_all = {"metric": "acc", "aggregation": "mean", "weight_by_size": True}
+    group = {"group": "both", "task": ["one", "two"], "aggregate_metric_list": [of_all]}
+    for config in ({"task": "one", **task}, {"task": "two", **task}, group):
+        name = config.get("group", config["task"])
+        (folder / f"{name}.yaml").write_text(json.dumps(config), "utf-8")
+    tasks = TaskManager(include_path=str(folder)).load_task_or_group(["both"])
+    found = run_tasks(SCORER, tasks, None)
+    assert sorted(found) == ["both", "one", "two"]
+    assert found["both"].questions == 14
+    assert found["both"].metrics["acc"].value == found["one"].metrics["acc"].value
+
+
+@needs_harness
+def test_a_task_that_needs_another_package_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    import lm_eval.tasks
+
+    def missing(_: Any) -> Any:
+        raise ModuleNotFoundError("No module named 'langdetect'")
+
+    monkeypatch.setattr(lm_eval.tasks, "get_task_dict", missing)
+    with pytest.raises(RecipeError, match=r"^task 'ifeval' \| cannot be had .* 'langdetect'"):
+        load_tasks(["ifeval"], None)
+
+
+@needs_harness
 def test_unknown_tasks_are_told(folder: Path) -> None:
     with pytest.raises(RecipeError, match=r"^task 'no_such_task' \| is no file of '.*', and"):
         load_tasks(["ask", "no_such_task"], folder)

@@ -26,6 +26,8 @@ def test_a_text_in_pieces_has_the_tokens_of_the_whole(
     piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(documents, "PIECE", piece)
+    # Or a text as short would be cut anywhere.
+    monkeypatch.setattr(documents, "_PATIENCE", 100)
     path = tmp_path / "text.txt"
     path.write_bytes(b"one\n\ntwo\n  three\n\n\nfour\r\nfive")
     pieces = list(read_file(path))
@@ -49,6 +51,21 @@ def test_only_a_piece_of_a_text_is_in_memory(
     assert total == path.stat().st_size
     # Lines of a piece, joined and decoded, and the file's buffer.
     assert peak < total / 5
+
+
+@pytest.mark.parametrize("end", [" ", "\n ", "\n\n"])
+def test_texts_without_a_good_place_are_cut_too(
+    end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line, raw WikiText, and a paragraph a line."""
+    monkeypatch.setattr(documents, "PIECE", 1_000)
+    path = tmp_path / "text.txt"
+    text = end.join(f"w{i} w{i % 7}" for i in range(5_000))
+    path.write_text(text, "utf-8")
+    pieces = list(read_file(path))
+    assert "".join(pieces) == text
+    assert max(map(len, pieces)) <= 5_100
+    assert all(piece.strip() for piece in pieces)
 
 
 def test_the_byte_that_is_not_utf_8_is_counted_from_the_start(

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from patch_compile.errors import RecipeError
-from patch_compile.io.digests import digests
+from patch_compile.io.digests import digest
 from patch_compile.learn._progress import Progress, tell
 from patch_compile.learn.candidates import Candidates, made_by
 from patch_compile.learn.layout import Layout, layout
@@ -36,7 +36,18 @@ from patch_compile.tiles.masks import Masks
 __all__ = ["learn_gates"]
 
 # What may change between a run and its continuation, or is not read by methods that learn.
-_FREE = frozenset({"checkpoint_every", "shard", "sparsity", "structure", "update"})
+_FREE = frozenset(
+    {
+        "checkpoint_every",
+        "lr",
+        "precision",
+        "recompute",
+        "shard",
+        "sparsity",
+        "structure",
+        "update",
+    }
+)
 
 
 def learn_gates(
@@ -69,6 +80,8 @@ def learn_gates(
     """
     if tensorboard:
         check_board()
+    if recipe.budget is None and recipe.aim == 0:
+        raise _nothing_to_learn(recipe)
     linears = prunable(model.module, recipe.include, recipe.ignore)
     # First, so that a geometry that does not fit is told before anything slow.
     cuts = layout(model.module, linears, recipe)
@@ -79,20 +92,26 @@ def learn_gates(
     passes = recipe.accumulate * accelerator.num_processes
     text = _text(model, sources, recipe, passes)
     run = RunFolder(folder, _identity(linears, sources, text, recipe, passes))
-    state = run.begin(resume=resume)
-    # None may write a checkpoint before all have looked for one.
-    accelerator.wait_for_everyone()
-    start = _restart(run, linears, recipe) if state is not None else None
-    if start is None:
-        start = _start(model, linears, cuts, sources, recipe, progress)
-        if start.prior is not None and accelerator.is_main_process:
-            run.keep_start(start.prior)
-    with _trainer(accelerator, model, linears, start, text, recipe) as trainer:
-        if state is not None:
-            state.load(start.gates, trainer.optimizer)
-            trainer.step = state.step
-        wanted = tensorboard and accelerator.is_main_process
-        with board(folder, trainer.step) if wanted else nullcontext() as note:
+    main = accelerator.is_main_process
+    with run.owned() if main else nullcontext():
+        state = run.begin(resume=resume)
+        done = 0 if state is None else state.step
+        # None may write a checkpoint before all have looked for one.
+        accelerator.wait_for_everyone()
+        start = _restart(run, linears, recipe) if state is not None else None
+        if start is None:
+            start = _start(model, linears, cuts, sources, recipe, progress)
+            if start.prior is not None and main:
+                run.keep_start(start.prior)
+        with (
+            _trainer(accelerator, model, linears, start, text, recipe) as trainer,
+            board(folder, done) if tensorboard and main else nullcontext() as note,
+        ):
+            if state is not None:
+                state.load(start.gates, trainer.optimizer)
+                trainer.step = done
+                # The file that it maps will be deleted.
+                del state
             _run(trainer, run, text, progress, note)
     description = made_by(model, sources, recipe)
     return hardened(start.gates, start.prior, linears, description)
@@ -110,9 +129,7 @@ def _identity(
     return {
         # Two processes are as one that takes two passes.
         "recipe": {**options, "sparsity": recipe.aim, "accumulate": passes},
-        "model": {
-            name: digests(linear.array())["float32"] for name, linear in linears.items()
-        },
+        "model": {name: digest(linear.array()) for name, linear in linears.items()},
         "text": {"files": [Path(source).name for source in sources], "tokens": tokens},
     }
 
@@ -162,9 +179,13 @@ def _start(
         return _Start(gates, moment, None, chosen)
     gates, prior = tiled_gates(linears, statistics, recipe, chosen.pattern, moment, cuts)
     if not gates:
-        asked = f"sparsity | {recipe.aim:g}" if recipe.budget is None else "budget | it"
-        raise RecipeError(f"{asked} leaves every tile dense, nothing to learn; ask for more")
+        raise _nothing_to_learn(recipe)
     return _Start(gates, moment, prior, chosen)
+
+
+def _nothing_to_learn(recipe: LearnRecipe) -> RecipeError:
+    asked = f"sparsity | {recipe.aim:g}" if recipe.budget is None else "budget | it"
+    return RecipeError(f"{asked} leaves every weight dense, nothing to learn; ask for more")
 
 
 def _restart(
@@ -258,22 +279,24 @@ def _run(
     recipe, main = trainer.recipe, trainer.accelerator.is_main_process
     # Of the last checkpoint; nothing before the first.
     judged: dict[str, float] = {}
+    logged = trainer.step
+
+    def log(record: Record, found: Mapping[str, float]) -> None:
+        nonlocal logged
+        logged = record.step
+        row = {**asdict(record), "held_out": "", "hard_density": "", **found}
+        # Every process stands at the same place; one of them keeps the files.
+        if main:
+            run.log(row)
+        if note is not None:
+            note(row)
 
     def after(record: Record) -> None:
         done = record.step == recipe.steps
         due = done or record.step % recipe.checkpoint_every == 0
-        row = {**asdict(record), "held_out": "", "hard_density": ""}
-        try:
-            if due:
-                judged.update(_judged(trainer, text))
-                row |= judged
-        finally:
-            # Also when judging is interrupted, which loses no step. Every process stands at
-            # the same place; one of them keeps the files.
-            if main:
-                run.log(row)
-            if note is not None:
-                note(row)
+        if due:
+            judged.update(_judged(trainer, text))
+        log(record, judged if due else {})
         if main and due:
             run.save(record.step, trainer.gates, trainer.optimizer)
         tell(progress if main else None, record.step, recipe.steps, _described(record, judged))
@@ -281,6 +304,9 @@ def _run(
     try:
         trainer.run(after)
     except KeyboardInterrupt:
+        # It may have come between a step and its row, as while the step was judged.
+        if trainer.record is not None and trainer.record.step > logged:
+            log(trainer.record, {})
         if main and trainer.step:
             run.save(trainer.step, trainer.gates, trainer.optimizer)
         raise

@@ -29,11 +29,13 @@ class MaskedLinear(nn.Module):
         super().__init__()
         self.layer = linear.module
         self.gate = gate
-        self._matrix = linear.matrix
+        # Not its `matrix`: that would keep the weight as it was, beside the cast one.
+        self._transposed = linear.transposed
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns x (W M)^T + b, float (..., N), from x, float (..., K)."""
-        weight = self._matrix(self.layer.get_parameter("weight"))
+        stored = self.layer.get_parameter("weight")
+        weight = stored.T if self._transposed else stored
         masked = weight if self.gate.moment.opened else self.gate(weight)
         bias = getattr(self.layer, "bias", None)
         return nn.functional.linear(x, masked, bias)

@@ -8,7 +8,8 @@ that learning started from, so that going on needs no calibration.
 import csv
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from patch_compile.errors import MaskError, RecipeError
-from patch_compile.io.atomic import staged_folder, write_text
+from patch_compile.io.atomic import owned_folder, staged_folder, write_text
 from patch_compile.io.load_masks import load_masks
 from patch_compile.io.masks_file import save_masks
 from patch_compile.learn.training.gate import Gate, parameters_of
@@ -62,7 +63,8 @@ class State:
                 optimizer.state[parameter] = self._moments(key, parameter)
 
     def _moments(self, key: str, parameter: Tensor) -> dict[str, Tensor]:
-        moments = {name: self._of(f"{key}/{name}", parameter) for name in _MOMENTS}
+        # Copies: the tensors are a map of the file, which the next checkpoint deletes.
+        moments = {name: self._of(f"{key}/{name}", parameter).clone() for name in _MOMENTS}
         # Where the parameter is: the fused Adam of a GPU counts its steps there.
         step = torch.tensor(float(self.step), device=parameter.device)
         return {"step": step, **moments}
@@ -89,6 +91,30 @@ class RunFolder:
     path: Path
     identity: Mapping[str, Any]
 
+    @contextmanager
+    def owned(self) -> Iterator[None]:
+        """Keeps other runs out of the folder meanwhile; makes it where it is missing.
+
+        Raises:
+            RecipeError: if another process learns there, or it cannot be written.
+        """
+        with ExitStack() as stack:
+            try:
+                free = stack.enter_context(owned_folder(self.path))
+            except (FileExistsError, NotADirectoryError) as error:
+                raise RecipeError(
+                    f"run '{self.path}' | is a file, or below one; expected a folder, which "
+                    "learning makes"
+                ) from error
+            except OSError as error:
+                raise self._unwritable(error.strerror) from error
+            if not free:
+                raise RecipeError(
+                    f"run '{self.path}' | is written by another process that learns; wait for "
+                    "it, or choose another folder"
+                )
+            yield
+
     def begin(self, *, resume: bool) -> State | None:
         """Returns the checkpoint to go on from, or None to start afresh.
 
@@ -101,10 +127,6 @@ class RunFolder:
                 f"run '{self.path}' | is at step {state.step}; --resume to go on, or start "
                 "afresh in another folder"
             )
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise self._unwritable(error.strerror) from error
         self.trim_log(0 if state is None else state.step)
         return state
 
@@ -157,10 +179,6 @@ class RunFolder:
             return parse_json((self.path / "state.json").read_text("utf-8"))
         except FileNotFoundError:
             return None
-        except NotADirectoryError as error:
-            raise RecipeError(
-                f"run '{self.path}' | is a file; expected a folder, which learning makes"
-            ) from error
         except (OSError, ValueError) as error:
             raise RecipeError(
                 f"run '{self.path}' | has a state.json that cannot be read: {error}; start "

@@ -71,6 +71,7 @@ class Trainer:
         penalties: of the objective.
         mask_token: of a masked language model; None for a causal one.
         step: steps done.
+        record: of the last step; None before the first.
     """
 
     accelerator: Accelerator
@@ -84,12 +85,13 @@ class Trainer:
     penalties: Penalties
     mask_token: int | None = None
     step: int = 0
+    record: Record | None = None
 
     def run(self, after: Callable[[Record], None]) -> None:
         """Takes the steps that remain; `after` is called when one is done.
 
         Raises:
-            ModelError: if the loss is NaN or infinite; the step is not taken.
+            ModelError: if the loss or a gradient is NaN or infinite; the step is not taken.
         """
         while self.step < self.recipe.steps:
             after(self._take())
@@ -106,13 +108,17 @@ class Trainer:
         if self.recipe.shard == "full":
             # DDP does this in the backward pass.
             average_gradients(self._logits())
-        self.accelerator.clip_grad_norm_(self._logits(), 1.0)
+        norm = self.accelerator.clip_grad_norm_(self._logits(), 1.0)
+        self._check("norm of the gradients", float(norm))
+        loss, penalty, density = self._mean(passes)
         with _undivided():
             self.optimizer.step()
             self.step += 1
-        self.optimizer.zero_grad(set_to_none=True)
-        loss, penalty, density = self._mean(passes)
-        return Record(self.step, loss, penalty, density, rate, perf_counter() - begun)
+            seconds = perf_counter() - begun
+            # Here: an interrupt that waited comes next, and the step stands.
+            self.record = Record(self.step, loss, penalty, density, rate, seconds)
+            self.optimizer.zero_grad(set_to_none=True)
+        return self.record
 
     def _mean(self, passes: list[tuple[float, float, float]]) -> list[float]:
         """Averages what was measured over the passes of all processes."""
@@ -131,7 +137,7 @@ class Trainer:
         with nullcontext() if last else accelerator.no_sync(self.model):
             loss = self.loss(ids)
             value = loss.item()
-            self._check(value)
+            self._check("loss", value)
             gates = list(self.gates.values())
             penalty = self.penalties.apply(gates, self.step / recipe.steps, share)
             accelerator.backward(loss * share)
@@ -192,12 +198,12 @@ class Trainer:
     def _tensor(self, windows: NDArray[np.int64]) -> Tensor:
         return torch.from_numpy(windows.astype(np.int64)).to(self.accelerator.device)
 
-    def _check(self, loss: float) -> None:
-        if math.isfinite(loss):
+    def _check(self, what: str, value: float) -> None:
+        if math.isfinite(value):
             return
         largest = max(logit.detach().abs().max().item() for logit in self._logits())
         raise ModelError(
-            f"loss | is {loss} at step {self.step + 1} (learning rate "
+            f"{what} | is {value} at step {self.step + 1} (learning rate "
             f"{self.optimizer.param_groups[0]['lr']:.2g}, largest logit {largest:.3g}); lower "
             "--lr or use --precision fp32, then --resume from the last checkpoint"
         )

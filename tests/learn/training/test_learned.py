@@ -272,14 +272,36 @@ def test_a_loss_that_is_no_number_stops_with_a_diagnosis(
     assert json.loads((tmp_path / "state.json").read_text("utf-8"))["step"] == 3
 
 
+def test_a_gradient_that_is_no_number_is_no_step(
+    model: LoadedModel, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    density = Trainer._density
+
+    def spoilt(trainer: Trainer) -> float:
+        if trainer.step == 4:
+            # After the backward pass, which it can only come from.
+            next(iter(trainer._logits())).grad.view(-1)[0] = float("inf")  # type: ignore[union-attr]
+        return density(trainer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_density", spoilt)
+        with pytest.raises(ModelError, match=r"norm of the gradients . is \w+ at step 5 "):
+            learn_gates(model, [text], _recipe(), tmp_path)
+    assert json.loads((tmp_path / "state.json").read_text("utf-8"))["step"] == 3
+    # As the message says.
+    found = learn_gates(model, [text], _recipe(lr=0.01), tmp_path, resume=True).cut(0.3)
+    assert all(torch.isfinite(value).all() for value in _logits(tmp_path).values())
+    assert found.sparsity == pytest.approx(0.3, abs=0.05)
+
+
 def test_runs_of_another_kind_are_refused(
     model: LoadedModel, text: Path, tmp_path: Path
 ) -> None:
     learn_gates(model, [text], _recipe(steps=3), tmp_path / "run")
     with pytest.raises(RecipeError, match="is at step 3; --resume to go on"):
         learn_gates(model, [text], _recipe(steps=3), tmp_path / "run")
-    with pytest.raises(RecipeError, match=r"of another recipe: .*lr 0.05, now 0.01"):
-        learn_gates(model, [text], _recipe(steps=3, lr=0.01), tmp_path / "run", resume=True)
+    with pytest.raises(RecipeError, match=r"of another recipe: seed 0, now 1"):
+        learn_gates(model, [text], _recipe(steps=3, seed=1), tmp_path / "run", resume=True)
     with pytest.raises(RecipeError, match="of another model"):
         learn_gates(tiny_model(), [text], _recipe(steps=3), tmp_path / "run", resume=True)
     other = Path(shutil.copy(text, tmp_path / "other.txt"))
@@ -302,8 +324,9 @@ def test_another_text_under_the_same_name_is_refused(
 def test_a_sparsity_that_leaves_nothing_to_learn_is_told(
     model: LoadedModel, text: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(RecipeError, match=r"sparsity . 0 leaves every tile dense"):
-        learn_gates(model, [text], _recipe(sparsity=(0.0,)), tmp_path)
+    for method in METHODS:
+        with pytest.raises(RecipeError, match=r"sparsity . 0 leaves every weight dense"):
+            learn_gates(model, [text], _recipe(method, sparsity=(0.0,)), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,15 @@ def test_an_index_that_does_not_fit_is_refused(
     assert "\n" not in str(caught.value)
 
 
+def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "run", IDENTITY).owned():
+        other = RunFolder(tmp_path / "run", {})
+        with pytest.raises(RecipeError, match="by another process that learns"), other.owned():
+            pass
+    with other.owned():
+        pass
+
+
 def test_arrays_of_other_gates_are_refused(tmp_path: Path) -> None:
     state = _saved(tmp_path).load()
     assert state is not None
@@ -140,10 +149,11 @@ def test_arrays_of_other_gates_are_refused(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_made_is_told_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", "utf-8")
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(
-            RecipeError, match=r"run '.*' \| .*(cannot be|is a file)"
-        ) as caught:
-            RunFolder(path, IDENTITY).begin(resume=False)
+        with (
+            pytest.raises(RecipeError, match=r"run '.*' \| is a file, or below") as caught,
+            RunFolder(path, IDENTITY).owned(),
+        ):
+            pass
         assert "\n" not in str(caught.value)
     (tmp_path / "run" / "log.csv").mkdir(parents=True)
     with pytest.raises(RecipeError, match="cannot be written: Is a directory"):
