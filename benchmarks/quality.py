@@ -12,6 +12,7 @@ questions of every zero-shot task of the folder.
 """
 
 import argparse
+import csv
 import json
 import math
 import re
@@ -158,9 +159,16 @@ def _learned(
         checkpoint=folder if recipe.update else None,
         progress=_Progress(name),
     )
-    seconds = time.perf_counter() - begun
+    # A run may have been stopped: its log knows all its steps.
+    seconds = _logged(folder) if recipe.learns else time.perf_counter() - begun
     known = {"seconds": round(seconds, 1), "recipe": asdict(recipe)}
     return found, folder if recipe.update else options.model, known
+
+
+def _logged(folder: Path) -> float:
+    """Returns the seconds of all steps of a run."""
+    with (folder / "log.csv").open(encoding="utf-8", newline="") as file:
+        return sum(float(row["seconds"]) for row in csv.DictReader(file))
 
 
 def _measured(
