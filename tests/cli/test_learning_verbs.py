@@ -349,7 +349,7 @@ def test_a_run_s_folder_that_is_a_file_is_told(
 ) -> None:
     options = [*LEARN, "--steps", "1", "--run", text, "-o", tmp_path / "m.json"]
     ran = cli("learn", llama, "--data", text, *options)
-    _refused(ran, "is a file; expected a folder, which learning makes")
+    _refused(ran, "is a file, or below one; expected a folder, which learning makes")
 
 
 def test_an_empty_text_is_told_in_one_line(cli: Cli, llama: Path, tmp_path: Path) -> None:
