@@ -49,9 +49,9 @@ def make_learned(folder: Path) -> None:
         parameter.grad = torch.ones_like(parameter)
     adam.step()
     run = RunFolder(folder / "run", _IDENTITY)
-    run.begin(resume=False)
-    run.log({"step": 1, "loss": 2.0})
-    run.save(_DONE, gates, adam)
+    with run.owned():
+        run.log({"step": 1, "loss": 2.0})
+        run.save(_DONE, gates, adam)
     words = {f"w{i}": i for i in range(64)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()

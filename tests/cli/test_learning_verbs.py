@@ -111,7 +111,7 @@ def test_both_texts_are_learned_from(
     assert ran.code == 1
     assert "has 900 tokens; 1312 are needed for 82 windows of 16" in ran.err
     ran = cli("learn", llama, *options)
-    assert "data | is missing; give a text to make masks from, --data TEXT" in ran.err
+    assert "data | is missing, and masks are made from a text; give --data TEXT" in ran.err
     ran = cli("learn", llama, "--data", text, "--data", other, *options, "--resume")
     assert ran.code == 0, ran.err
     assert "masks.run' | has no checkpoint to go on from; learning starts at step 1" in ran.err
