@@ -43,7 +43,8 @@ def check_place(path: Path) -> None:
     """Refuses where `save_masks` could not write: before the hours that masks may take.
 
     Raises:
-        MaskError: if the name is no file's that ends in .json.
+        MaskError: if the name is no file's that ends in .json, or a file that is none of
+            earlier masks would be replaced, as a checkpoint's config.json or its weights.
         ModelError: if the folder cannot be written.
     """
     if path.suffix != ".json" or path.is_dir():
@@ -52,13 +53,45 @@ def check_place(path: Path) -> None:
     there = next(place for place in (path.parent, *path.parent.parents) if place.exists())
     if not (there.is_dir() and os.access(there, os.W_OK)):
         raise ModelError(f"output folder '{path.parent}' | cannot be written; choose another")
+    _refuse_others_files(path)
+
+
+def _refuse_others_files(path: Path) -> None:
+    """Refuses to replace what is not of earlier masks of this name."""
+    arrays = path.with_suffix(".safetensors")
+    named = _named_arrays(path) if path.exists() else None
+    if arrays.exists() and named != arrays.name:
+        raise MaskError(
+            f"masks '{path}' | would replace '{arrays}', which no masks there name as their "
+            "arrays; move it away or choose another name"
+        )
+
+
+def _named_arrays(path: Path) -> str | None:
+    """The file that masks name as their arrays.
+
+    Raises:
+        MaskError: if the file is none of masks.
+    """
+    try:
+        index = parse_json(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        index = None
+    if not isinstance(index, dict) or index.get("format") != FORMAT:
+        raise MaskError(
+            f"masks '{path}' | would replace a file that is none of masks, or a damaged one; "
+            "move it away or choose another name"
+        )
+    data = index.get("data")
+    return data if isinstance(data, str) else None
 
 
 def save_masks(masks: Masks, path: str | Path) -> None:
     """Writes `path` and the arrays beside it, in `<stem>.safetensors`.
 
     Raises:
-        MaskError: if a sparse tile is not 2:4, or the arrays cannot be written.
+        MaskError: if a sparse tile is not 2:4, the arrays cannot be written, or a file that is
+            none of earlier masks would be replaced.
         ModelError: if the folder cannot be written.
     """
     path = Path(path)
