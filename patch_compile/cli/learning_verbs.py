@@ -11,6 +11,7 @@ from cyclopts import Parameter
 
 from patch_compile import api
 from patch_compile.cli.console import out, progress_bar, say
+from patch_compile.cli.outputs import check_output
 from patch_compile.errors import RecipeError
 from patch_compile.io.load_masks import load_masks
 from patch_compile.io.masks_file import check_place, save_masks
@@ -148,7 +149,7 @@ def cut(
         budget: predicted time of the masked weights on a GPU, as in `time:1.25x@a100-bf16:16`,
             1.25 times as fast as dense at 16 tokens; of free tiles, rows and columns of them
             that are wholly 2:4 count.
-        output: masks.json; its arrays go beside it.
+        output: masks.json; its arrays go beside it. MASKS are never replaced.
     """
     if (sparsity is None) == (budget is None):
         raise RecipeError(
@@ -157,6 +158,7 @@ def cut(
         )
     if sparsity is not None:
         within("sparsity", sparsity, 0.0, 0.5)
+    _check_cut(masks, output, "cut" if sparsity is None else f"{sparsity:g}")
     before = load_masks(masks)
     if sparsity is not None:
         # What an earlier cut promised is not kept by this one.
@@ -164,3 +166,11 @@ def cut(
         _save(cut_masks(replace(before, made_by=made_by), sparsity), output)
     elif budget is not None:
         _save(cut_in_time(before, promise_of(budget)), output)
+
+
+def _check_cut(masks: Path, output: Path, what: str) -> None:
+    """Refuses to write over the masks that are cut, or over their arrays."""
+    check_place(output)
+    mend = f"choose another name, as in -o {masks.with_name(f'{masks.stem}-{what}.json')}"
+    for written in (output, output.with_suffix(".safetensors")):
+        check_output(written, [masks], mend=mend)

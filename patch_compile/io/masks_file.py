@@ -6,7 +6,6 @@ is the published schema.
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from functools import partial
 from importlib.resources import files
@@ -19,8 +18,8 @@ from jsonschema.exceptions import best_match
 from jsonschema.validators import extend
 from numpy.typing import NDArray
 
-from patch_compile.errors import MaskError, ModelError, RecipeError
-from patch_compile.io.atomic import staged_folder
+from patch_compile.errors import MaskError, RecipeError
+from patch_compile.io.atomic import check_file, staged_folder
 from patch_compile.io.safetensors_file import LazyArray, SafetensorsFile, write_safetensors
 from patch_compile.parsing import parse_json
 from patch_compile.tiles.geometry import TileGrid
@@ -49,10 +48,7 @@ def check_place(path: Path) -> None:
     """
     if path.suffix != ".json" or path.is_dir():
         raise MaskError(f"masks '{path}' | would be written as JSON; expected a name in .json")
-    # Nothing is made yet: what exists of the folder's path has to take it.
-    there = next(place for place in (path.parent, *path.parent.parents) if place.exists())
-    if not (there.is_dir() and os.access(there, os.W_OK)):
-        raise ModelError(f"output folder '{path.parent}' | cannot be written; choose another")
+    check_file(path)
     _refuse_others_files(path)
 
 
