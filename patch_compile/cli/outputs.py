@@ -15,7 +15,8 @@ from patch_compile.parsing import DAMAGE, parse_json
 
 __all__ = ["BENCH", "COMPARISON", "PLAN", "TABLE", "Kind", "check_json", "check_output"]
 
-_ANOTHER = "choose another name (-o)"
+# Of an output that is an input.
+_OWN = "is read by this command, and would be overwritten; choose another name (-o)"
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Kind:
     def holds(self, path: Path) -> bool:
         """Whether a file is of this kind."""
         found = _keys(path)
-        return self.needed <= found <= self.needed | self.more
+        return found is not None and self.needed <= found <= self.needed | self.more
 
 
 PLAN = Kind(
@@ -59,7 +60,8 @@ def check_output(
     output: Path,
     reads: Iterable[str | Path | None],
     suffix: str | None = None,
-    mend: str = _ANOTHER,
+    *,
+    told: str = _OWN,
 ) -> None:
     """Refuses an output that is an input, a folder, or of another suffix than it should be.
 
@@ -67,7 +69,7 @@ def check_output(
         output: a file that will be written.
         reads: files that are read; words such as `infer` may be among them.
         suffix: that `output` has to have, as in `.json`; None takes any.
-        mend: what to do about an output that is an input.
+        told: what is said of an output that is an input.
 
     Raises:
         RecipeError: if it is one of them, or of a file that one of them names.
@@ -81,41 +83,44 @@ def check_output(
     beside = (file for path in given for file in _beside(path)) if output.exists() else ()
     for path in (*given, *beside):
         if _same(output, path):
-            raise RecipeError(
-                f"output '{output}' | is read by this command, and would be overwritten; "
-                f"{mend}"
-            )
+            raise RecipeError(f"output '{output}' | {told}")
 
 
-def check_json(output: Path, kind: Kind, reads: Iterable[str | Path | None]) -> None:
+def check_json(
+    output: Path, kind: Kind, reads: Iterable[str | Path | None], *, told: str = _OWN
+) -> None:
     """Refuses a JSON output as `check_output` does, and one in place of other JSON.
 
     Raises:
         RecipeError: also if there is a file already that is not of this kind.
         ModelError: see `check_output`.
     """
-    check_output(output, reads, ".json")
+    check_output(output, reads, ".json", told=told)
     if output.exists() and not kind.holds(output):
         raise RecipeError(
             f"output '{output}' | would replace a file that is no {kind.what}; move it away "
-            f"or {_ANOTHER}"
+            "or choose another name"
         )
 
 
-def _keys(path: Path) -> frozenset[str]:
-    """The keys at the top of a JSON file; none of anything else."""
+def _keys(path: Path) -> frozenset[str] | None:
+    """The keys at the top of a JSON file; None of anything else."""
     try:
         data = parse_json(path.read_text("utf-8"))
     except (OSError, ValueError):
-        return frozenset()
-    return frozenset(data) if isinstance(data, dict) else frozenset()
+        return None
+    return frozenset(data) if isinstance(data, dict) else None
 
 
 def _same(one: Path, other: Path) -> bool:
     try:
         return os.path.samefile(one, other)
     except OSError:
+        # One of them is not there yet.
         return one.resolve() == other.resolve()
+    except ValueError:
+        # A word of a configuration file that can be no path.
+        return False
 
 
 def _beside(path: Path) -> Iterator[Path]:

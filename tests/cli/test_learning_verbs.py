@@ -357,6 +357,41 @@ def test_masks_of_another_model_are_told_in_one_line(
     _refused(ran, "model.layers.0.mlp.up_proj.weight")
 
 
+def test_sparsities_of_one_file_are_told(
+    cli: Cli, llama: Path, text: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "masks.json"
+    options = [*LEARN, "--sparsity", "0.25,0.4,0.2500001"]
+    ran = cli("learn", llama, "--data", text, *options, "-o", path)
+    _refused(ran, "sparsity | is 0.25,0.4,0.2500001, of which two would be written to ")
+    assert not path.with_suffix(".run").exists()
+
+
+def test_a_file_of_another_kind_is_told_before_learning(
+    cli: Cli, llama: Path, text: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "masks-0.4.json").write_text("{}")
+    options = [*LEARN, "--sparsity", "0.25,0.4"]
+    ran = cli("learn", llama, "--data", text, *options, "-o", tmp_path / "masks.json")
+    _refused(ran, f"masks '{tmp_path / 'masks-0.4.json'}' | would replace a file that is none")
+    assert not (tmp_path / "masks.run").exists()
+
+
+def test_learning_never_writes_over_its_model(
+    cli: Cli, llama: Path, text: Path, tmp_path: Path
+) -> None:
+    model = Path(shutil.copytree(llama, tmp_path / "model"))
+    before = contents(model)
+    options = ["--data", text, "--samples", "2", "--window", "16"]
+    for name in ("model.json", "config.json"):
+        ran = cli("learn", model, *options, "-o", model / name)
+        _refused(ran, "move it away or choose another name")
+    update = ["--method", "sparsegpt", "--update", "--checkpoint", f"{model}/../model"]
+    ran = cli("learn", model, *options, *update, "-o", tmp_path / "masks.json")
+    _refused(ran, "is MODEL itself, whose weights would be overwritten")
+    assert contents(model) == before
+
+
 def test_an_update_needs_a_folder(cli: Cli, llama: Path, text: Path) -> None:
     ran = cli("learn", llama, "--data", text, "--method", "sparsegpt", "--update")
     _refused(ran, "checkpoint | is missing, and --update makes new weights")
