@@ -95,6 +95,65 @@ def test_an_output_of_the_same_kind_is_replaced(cli: Cli, job: Job, compiled: Pa
     assert PLAN.holds(plan)
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "bench @model.onnx @out/compiled.onnx -o @folder.json",
+        "bench @model.onnx @out/compiled.onnx --plot @folder.png",
+        "plan @model.onnx --tiles @masks.json -o @folder.json",
+        "plan @model.onnx --targets a100 -o @folder.json",
+        "build @out/compiled.onnx --bundle @folder.tar",
+        "report @out -o @folder.html",
+        "calibrate @model.onnx -o @folder.json",
+        "@model.onnx --tiles @masks.json -o @new --save-config @folder.json",
+        "learn @model.onnx -o @folder.json",
+    ],
+)
+def test_a_folder_is_told_before_the_work(
+    cli: Cli, job: Job, compiled: Path, line: str
+) -> None:
+    words = [str(job.folder / w[1:]) if w[0] == "@" else w for w in line.split()]
+    Path(words[-1]).mkdir()
+    ran = cli(*words)
+    # A command that was done would have printed its tables.
+    assert (ran.code, ran.out, ran.err.count("\n")) == (1, "", 1)
+    assert ran.err.startswith("patch-compile: ")
+    assert f" '{words[-1]}' | " in ran.err
+    assert not (job.folder / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [
+        ("model.onnx", "ends in no .json"),
+        ("masks.json", "is a file of this command, and would be overwritten"),
+        ("config.toml", "ends in no .json"),
+        ("given.json", "is a file of this command, and would be overwritten"),
+        ("hf.json", "would replace a file that is no configuration"),
+        ("model.onnx/new.json", "cannot be written"),
+    ],
+)
+def test_a_saved_config_destroys_nothing_and_is_told_before_the_work(
+    cli: Cli, job: Job, place: str, told: str
+) -> None:
+    for name, data in {"given.json": {"min_gain": 0.1}, "hf.json": {"vocab_size": 9}}.items():
+        (job.folder / name).write_text(json.dumps(data))
+    before = job.files()
+    given = ("--config", job.folder / "given.json", "--save-config", job.folder / place)
+    ran = cli(job.model, "--tiles", job.masks, "-o", job.out, *given)
+    assert (ran.code, ran.out, ran.err.count("\n")) == (1, "", 1)
+    assert told in ran.err
+    assert job.files() == before
+
+
+def test_a_saved_config_replaces_an_earlier_one(cli: Cli, job: Job) -> None:
+    saved = job.folder / "saved.json"
+    for words in (("inspect", job.model), ("plan", job.model, "--tiles", job.masks)):
+        assert cli(*words, "--save-config", saved).code == 0
+    main = (job.model, "--tiles", job.masks, "-o", job.out, "--save-config", saved)
+    assert [cli(*main).code, cli(*main).code] == [0, 0]
+
+
 @pytest.mark.parametrize("link", [os.symlink, os.link])
 def test_another_name_of_an_input_is_the_input(tmp_path: Path, link: object) -> None:
     model, other = tmp_path / "model.html", tmp_path / "page.html"
