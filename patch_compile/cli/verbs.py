@@ -74,6 +74,8 @@ def compile_(
     for name in ("plan.json", "report.json", "report.html"):
         check_output(output / name, [tiles, data, text, recipe.target])
     check_calibration(quantizer, data, text)
+    if engine.engine != "none":
+        api.check_engine(engine)
     with progress_bar() as progress:
         compiled = compile_model(model, tiles, recipe, progress)
         path = compiled.save(output, progress)
