@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "asked_masks",
     "build_engine",
+    "check_engine",
     "export_onnx",
     "join_engine",
     "learn_candidates",
@@ -227,6 +228,16 @@ def export_onnx(
     loaded = loader.load_model(model, recipe.dtype)
     path: Path = exporter.export_onnx(loaded, Path(output), recipe, masks, progress)
     return path
+
+
+def check_engine(recipe: BuildRecipe) -> None:
+    """Refuses an engine that could not be built here, whatever the model.
+
+    Raises:
+        RecipeError: the backend has not what the recipe asks for.
+        RuntimeUnavailable: the backend is missing.
+    """
+    require("patch_compile.runtimes.engines", "rtx").check_engine(recipe)
 
 
 def build_engine(

@@ -71,7 +71,7 @@ def build_native(
         RuntimeUnavailable: if the package is missing or broken, crashes, or takes longer
             than the recipe allows.
     """
-    _check_installed(package)
+    check_installed(package)
     if not model.is_file():
         raise ModelError(f"model '{model}' | is not a file; give the path of an .onnx file")
     started = time.monotonic()
@@ -93,7 +93,12 @@ def build_native(
         )
 
 
-def _check_installed(package: Package) -> None:
+def check_installed(package: Package) -> None:
+    """Looks for the package, without loading it.
+
+    Raises:
+        RuntimeUnavailable: if it is missing.
+    """
     # Not `require`: the native code stays out of this process.
     if importlib.util.find_spec(package.name) is None:
         raise RuntimeUnavailable(

@@ -1,16 +1,17 @@
-"""Engine builders by name: one file per backend, each with `build_engine`."""
+"""Engine builders by name: a file a backend, each with `build_engine` and `check_ready`."""
 
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Literal
 
 from patch_compile.errors import InternalError, RecipeError
 from patch_compile.recipe import BuildRecipe
 from patch_compile.runtimes.evidence import Evidence
 
-__all__ = ["BACKENDS", "EngineResult", "build_engine", "engine_result"]
+__all__ = ["BACKENDS", "EngineResult", "build_engine", "check_engine", "engine_result"]
 
 Progress = Callable[[int, int, str], None]
 
@@ -110,14 +111,27 @@ def build_engine(
         RecipeError: if the recipe names no backend.
         PatchCompileError: see the backend's `build_engine`.
     """
+    result = _backend(recipe).build_engine(model, engine, recipe, progress)
+    if not isinstance(result, EngineResult):
+        raise InternalError(f"backend '{recipe.engine}' | returned {type(result)}")
+    return result
+
+
+def check_engine(recipe: BuildRecipe) -> None:
+    """Refuses, before there is a model, what the backend could not build here of any.
+
+    Raises:
+        RecipeError: if the recipe names no backend, or asks for what it has not.
+        RuntimeUnavailable: if the backend is missing.
+    """
+    _backend(recipe).check_ready(recipe)
+
+
+def _backend(recipe: BuildRecipe) -> ModuleType:
     backend = BACKENDS.get(recipe.engine)
     if backend is None:
         raise RecipeError(
             f"engine | is '{recipe.engine}', which builds nothing; choose one of "
             f"{', '.join(BACKENDS)}"
         )
-    module = importlib.import_module(backend)
-    result = module.build_engine(model, engine, recipe, progress)
-    if not isinstance(result, EngineResult):
-        raise InternalError(f"backend '{recipe.engine}' | returned {type(result)}")
-    return result
+    return importlib.import_module(backend)

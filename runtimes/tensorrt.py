@@ -14,10 +14,10 @@ from pathlib import Path
 
 from patch_compile.errors import RecipeError
 from patch_compile.recipe import BuildRecipe
-from patch_compile.runtimes._native import Package, build_native
+from patch_compile.runtimes._native import Package, build_native, check_installed
 from patch_compile.runtimes.engines import EngineResult
 
-__all__ = ["build_engine"]
+__all__ = ["build_engine", "check_ready"]
 
 Progress = Callable[[int, int, str], None]
 
@@ -37,6 +37,17 @@ def build_engine(
     Raises:
         RecipeError: also for options of other backends.
     """
+    check_ready(recipe)
+    return build_native(_PACKAGE, model, engine, recipe, progress)
+
+
+def check_ready(recipe: BuildRecipe) -> None:
+    """Refuses what could not be built here, whatever the model.
+
+    Raises:
+        RecipeError: for options of other backends.
+        RuntimeUnavailable: if TensorRT is missing.
+    """
     if recipe.sm:
         raise RecipeError(
             f"sm | is {', '.join(map(str, recipe.sm))}; TensorRT builds for the GPU at hand; "
@@ -46,4 +57,4 @@ def build_engine(
         raise RecipeError(
             f"flags | are for trtexec, as in {recipe.flags[0]}; choose --engine trtexec"
         )
-    return build_native(_PACKAGE, model, engine, recipe, progress)
+    check_installed(_PACKAGE)

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from patch_compile.errors import RecipeError
 from patch_compile.recipe import BuildRecipe
-from patch_compile.runtimes._native import Package, build_native
+from patch_compile.runtimes._native import Package, build_native, check_installed
 from patch_compile.runtimes.engines import EngineResult
 
-__all__ = ["DEFAULT_SM", "build_engine"]
+__all__ = ["DEFAULT_SM", "build_engine", "check_ready"]
 
 Progress = Callable[[int, int, str], None]
 
@@ -33,6 +33,18 @@ def build_engine(
     Raises:
         RecipeError: also for options that TensorRT-RTX has not.
     """
+    check_ready(recipe)
+    targeted = replace(recipe, sm=recipe.sm or DEFAULT_SM)
+    return build_native(_PACKAGE, model, engine, targeted, progress)
+
+
+def check_ready(recipe: BuildRecipe) -> None:
+    """Refuses what could not be built here, whatever the model.
+
+    Raises:
+        RecipeError: for options that TensorRT-RTX has not.
+        RuntimeUnavailable: if TensorRT-RTX is missing.
+    """
     if recipe.hardware != "same":
         raise RecipeError(
             f"hardware | is '{recipe.hardware}'; TensorRT-RTX builds for the architectures in "
@@ -42,5 +54,4 @@ def build_engine(
         raise RecipeError(
             f"flags | are for trtexec, as in {recipe.flags[0]}; choose --engine trtexec"
         )
-    targeted = replace(recipe, sm=recipe.sm or DEFAULT_SM)
-    return build_native(_PACKAGE, model, engine, targeted, progress)
+    check_installed(_PACKAGE)

@@ -41,12 +41,16 @@ from patch_compile.runtimes.trtexec_log import (
     stage,
 )
 
-__all__ = ["build_engine", "read_evidence"]
+__all__ = ["build_engine", "check_ready", "read_evidence"]
 
 Progress = Callable[[int, int, str], None]
 
 # Lines that hold the banner, the options and the GPU.
 _HEAD = 400
+_MISSING = (
+    "program 'trtexec' | is neither on the PATH nor in /usr/src/tensorrt/bin; it comes with "
+    "TensorRT, not with pip; give its path in TRTEXEC"
+)
 
 
 def build_engine(
@@ -111,6 +115,19 @@ def _plain(
     return command[1:]
 
 
+def check_ready(_: BuildRecipe) -> None:
+    """Refuses to build where there is no trtexec, before there is a model to build.
+
+    Raises:
+        RuntimeUnavailable: if it is missing.
+    """
+    if find_trtexec() is None:
+        raise RuntimeUnavailable(
+            f"{_MISSING}, or leave --engine out and make a bundle of compiled.onnx for a "
+            "machine that has it (build out/compiled.onnx --bundle out.tar)"
+        )
+
+
 def _elsewhere(
     model: Path,
     engine: Path,
@@ -120,9 +137,8 @@ def _elsewhere(
     exports = _exports(engine, engine.parent, recipe)
     command = trtexec_command(ANY_VERSION, model, engine, recipe, shapes, exports)
     return (
-        "program 'trtexec' | is neither on the PATH nor in /usr/src/tensorrt/bin; it comes "
-        "with TensorRT, not with pip; give its path in TRTEXEC, make a bundle for a machine "
-        f"that has it (--bundle out.tar), or run there: {shlex.join(command)}"
+        f"{_MISSING}, make a bundle for a machine that has it (--bundle out.tar), or run "
+        f"there: {shlex.join(command)}"
     )
 
 

@@ -12,6 +12,7 @@ from patch_compile.bench.plot import plot_bench
 from patch_compile.bench.results import BenchResult
 from patch_compile.cli.bench_tables import print_bench
 from patch_compile.cli.console import out, progress_bar, say
+from patch_compile.cli.outputs import BENCH, check_json, check_output
 from patch_compile.errors import RecipeError
 from patch_compile.figures import check_plot
 from patch_compile.io.atomic import check_writable, write_text
@@ -54,16 +55,12 @@ def bench(
         into: with `import`, the compiled.onnx that was bundled: its report gets the engine
             and the times.
         cache: folder where TensorRT keeps engines and timings for the next time.
-        output: also write every number, samples included, as JSON there.
+        output: also write every number, samples included, into this .json.
         plot: also draw ratios and intervals into this .png, .svg or .pdf; wants the extra
             `plot`.
         json_: print every number as JSON.
     """
-    if plot is not None:
-        check_plot(plot)
-    for written in (output, plot):
-        if written is not None:
-            check_writable(written.parent)
+    _check_outputs(output, plot, [dense, *_files(baseline), *_beside(into or compiled)])
     if import_ is not None:
         _refuse_models(dense, compiled)
         found = imported_bench(import_, into)
@@ -80,6 +77,29 @@ def bench(
     if plot is not None:
         plot_bench(found, plot)
         say(f"wrote {plot}")
+
+
+def _check_outputs(output: Path | None, plot: Path | None, reads: list[Path | None]) -> None:
+    if plot is not None:
+        check_plot(plot)
+        check_output(plot, reads)
+    if output is not None:
+        check_json(output, BENCH, reads)
+    for written in (output, plot):
+        if written is not None:
+            check_writable(written.parent)
+
+
+def _beside(compiled: Path | None) -> list[Path | None]:
+    """A compiled model and what is kept beside it, some of which gets the times."""
+    if compiled is None:
+        return []
+    papers = ("plan.json", "report.json", "report.html")
+    return [compiled, *(compiled.with_name(name) for name in papers)]
+
+
+def _files(baseline: tuple[str, ...]) -> list[Path | None]:
+    return [Path(text.partition("=")[2]) for text in baseline]
 
 
 def _refuse_models(*given: Path | None) -> None:

@@ -16,6 +16,7 @@ from patch_compile.cli.engine_tables import (
     joined_totals,
     results_table,
 )
+from patch_compile.cli.outputs import check_output
 from patch_compile.errors import RecipeError
 from patch_compile.io.load_masks import load_masks
 from patch_compile.recipe import BuildRecipe
@@ -74,6 +75,7 @@ def build(
 def _bundle(
     model: Path, target: Path, recipe: BuildRecipe, dense: Path | None, masks: Path | None
 ) -> None:
+    check_output(target, [model, dense, masks], ".tar")
     arrays = None if masks is None else masks.with_suffix(".safetensors")
     papers = [] if masks is None else [masks]
     if masks is not None:

@@ -9,6 +9,7 @@ from cyclopts import Parameter
 from patch_compile.calibration import calibrate as measure_model
 from patch_compile.calibration import gemm_sizes
 from patch_compile.cli.console import out, progress_bar, say
+from patch_compile.cli.outputs import TABLE, check_json
 from patch_compile.cli.tables import plain_table
 from patch_compile.recipe import CalibrateRecipe
 
@@ -41,6 +42,7 @@ def calibrate(
             out.print(f"{m} x {n} x {k}")
         say(f"{len(sizes)} products (tokens x N x K), each dense and 2:4")
         return
+    check_json(output, TABLE, [model])
     with progress_bar() as progress:
         table = measure_model(model, output, recipe, progress)
     rows = np.concatenate(list(table.points.values()))

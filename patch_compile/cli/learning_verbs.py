@@ -1,7 +1,7 @@
 """The verbs `learn` and `cut`: each parses, calls the API, prints."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +11,7 @@ from cyclopts import Parameter
 
 from patch_compile import api
 from patch_compile.cli.console import out, progress_bar, say
+from patch_compile.cli.outputs import check_output
 from patch_compile.errors import RecipeError
 from patch_compile.io.load_masks import load_masks
 from patch_compile.io.masks_file import check_place, save_masks
@@ -64,7 +65,8 @@ def learn(
     """
     asked = {"run": run is not None, "resume": resume, "tensorboard": tensorboard}
     _check_run(recipe, [name for name, given in asked.items() if given])
-    check_place(output)
+    _check_checkpoint(model, checkpoint)
+    places = _places(output, recipe.sparsity)
     folder = run or output.with_suffix(".run")
     first = _first_process()
     if resume and first and not (folder / "state.json").exists():
@@ -84,9 +86,8 @@ def learn(
         return
     if checkpoint is not None:
         say(f"wrote {checkpoint}")
-    several = len(recipe.sparsity) > 1
-    for sparsity, masks in zip(recipe.sparsity, api.asked_masks(found, recipe), strict=True):
-        path = _numbered(output, sparsity) if several else output
+    asked_masks = api.asked_masks(found, recipe)
+    for path, sparsity, masks in zip(places, recipe.sparsity, asked_masks, strict=True):
         _save(masks, path, "" if recipe.budget else f" (asked {sparsity:.2%})")
 
 
@@ -128,8 +129,33 @@ def _first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _numbered(path: Path, sparsity: float) -> Path:
-    return path.with_name(f"{path.stem}-{sparsity:g}{path.suffix}")
+def _places(path: Path, sparsities: Sequence[float]) -> list[Path]:
+    """The file of each sparsity, checked; of one alone, `path` itself.
+
+    Raises:
+        RecipeError: if two would be written to one file.
+        PatchCompileError: if one cannot be written there, see `check_place`.
+    """
+    names = [f"{path.stem}-{s:g}{path.suffix}" for s in sparsities]
+    places = [path] if len(sparsities) == 1 else [path.with_name(name) for name in names]
+    twice = next((place for place in places if places.count(place) > 1), None)
+    if twice is not None:
+        given = ",".join(map(str, sparsities))
+        raise RecipeError(
+            f"sparsity | is {given}, of which two would be written to '{twice}'; leave one out"
+        )
+    for place in places:
+        check_place(place)
+    return places
+
+
+def _check_checkpoint(model: str, folder: Path | None) -> None:
+    """Refuses to write new weights over those they are made from."""
+    if folder is not None and folder.resolve() == Path(model).resolve():
+        raise RecipeError(
+            f"checkpoint '{folder}' | is MODEL itself, whose weights would be overwritten; "
+            "choose another folder"
+        )
 
 
 def cut(
@@ -150,7 +176,7 @@ def cut(
         budget: predicted time of the masked weights on a GPU, as in `time:1.25x@a100-bf16:16`,
             1.25 times as fast as dense at 16 tokens; of free tiles, rows and columns of them
             that are wholly 2:4 count.
-        output: masks.json; its arrays go beside it.
+        output: masks.json; its arrays go beside it. MASKS are never replaced.
     """
     if (sparsity is None) == (budget is None):
         raise RecipeError(
@@ -159,6 +185,7 @@ def cut(
         )
     if sparsity is not None:
         within("sparsity", sparsity, 0.0, 0.5)
+    _check_cut(masks, output, "cut" if sparsity is None else f"{sparsity:g}")
     before = load_masks(masks)
     if sparsity is not None:
         # What an earlier cut promised is not kept by this one.
@@ -166,3 +193,12 @@ def cut(
         _save(cut_masks(replace(before, made_by=made_by), sparsity), output)
     elif budget is not None:
         _save(cut_in_time(before, promise_of(budget)), output)
+
+
+def _check_cut(masks: Path, output: Path, what: str) -> None:
+    """Refuses to write over the masks that are cut, or over their arrays."""
+    check_place(output)
+    other = masks.with_name(f"{masks.stem}-{what}.json")
+    told = "is read by this command, and would be overwritten; choose another name, as in -o "
+    for written in (output, output.with_suffix(".safetensors")):
+        check_output(written, [masks], told=f"{told}{other}")

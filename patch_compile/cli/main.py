@@ -3,9 +3,12 @@
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import fields, is_dataclass
+from inspect import signature
+from itertools import chain
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import cyclopts
 from cyclopts import App, Parameter
@@ -20,6 +23,7 @@ from patch_compile.cli.doctor_verb import doctor
 from patch_compile.cli.eval_verb import eval_
 from patch_compile.cli.generate_verb import generate
 from patch_compile.cli.learning_verbs import cut, learn
+from patch_compile.cli.outputs import Kind, check_json
 from patch_compile.cli.plan_verb import plan
 from patch_compile.cli.report_verb import report
 from patch_compile.errors import Mismatch, PatchCompileError, RecipeError
@@ -71,7 +75,7 @@ def _launch(
         config: a .toml, .yaml or .json file with options: those of the main job at its top,
             those of a verb in a table of its name. The command line wins.
         save_config: write the options of this run, once it is done, as .json that `config`
-            reads.
+            reads; an earlier one is replaced.
         log_level: the least of what is logged.
     """
     set_up_logging(log_level)
@@ -80,10 +84,30 @@ def _launch(
     _check_verb(spread)
     command, bound, _ = app.parse_args(spread, exit_on_error=False, print_error=False)
     bound.apply_defaults()
+    if save_config is not None:
+        _check_saved(save_config, [config, *bound.args, *bound.kwargs.values()])
     command(*bound.args, **bound.kwargs)
     if save_config is not None:
         verb, _, _ = app.parse_commands(spread)
         write_text(save_config, config_text(verb, bound.kwargs))
+
+
+def _check_saved(path: Path, given: Iterable[Any]) -> None:
+    """Refuses, before the command runs, a place where its options could not be saved."""
+    several = (value if isinstance(value, tuple) else (value,) for value in given)
+    files = [file for file in chain.from_iterable(several) if isinstance(file, str | Path)]
+    told = "is a file of this command, and would be overwritten; choose another name"
+    check_json(path, Kind("configuration", frozenset(), _options()), files, told=told)
+
+
+def _options() -> frozenset[str]:
+    """What may stand at the top of a configuration: verbs, and options of the main job."""
+    found = {name for name in app if not name.startswith("-")}
+    for name, parameter in signature(verbs.compile_).parameters.items():
+        recipe = parameter.default
+        flat = is_dataclass(recipe) and not isinstance(recipe, type)
+        found |= {f.name for f in fields(recipe)} if flat else {name.removesuffix("_")}
+    return frozenset(found | {name.replace("_", "-") for name in found})
 
 
 def _check_verb(tokens: Sequence[str]) -> None:

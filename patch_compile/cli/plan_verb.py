@@ -8,6 +8,7 @@ from cyclopts import Parameter
 
 from patch_compile.cli import tables
 from patch_compile.cli.console import out, print_json, print_text, progress_bar, say
+from patch_compile.cli.outputs import COMPARISON, PLAN, check_json, check_output
 from patch_compile.compiler import plan_model
 from patch_compile.errors import RecipeError, RuntimeUnavailable
 from patch_compile.io.atomic import write_text
@@ -44,7 +45,8 @@ def plan(
             what 2:4 would buy at best, from shapes alone.
         targets: compare predicted speed-ups: `all`, or GPUs and dtypes as in
             `a100,h100-fp8`, or tables that `calibrate` wrote, at each number of `tokens`.
-        output: also write plan.json there; with `targets`, in place of plan.json.
+        output: also write the plan there; with `targets` the comparison, in place of
+            plan.json. A .json file, which may replace an earlier one of the same.
         json_: print the report, or the comparison, as JSON.
     """
     if targets is not None:
@@ -52,6 +54,8 @@ def plan(
         return
     if tiles is None:
         raise RecipeError("tiles | are missing; give --tiles masks.json, or ask --targets all")
+    if output is not None:
+        check_json(output, PLAN, [model, tiles, recipe.target])
     with progress_bar() as progress:
         planned = plan_model(model, tiles, recipe, progress)
     if json_:
@@ -77,6 +81,10 @@ def _compare(
     output: Path,
     as_json: bool,
 ) -> None:
+    reads = [model, tiles, *targets]
+    check_json(output, COMPARISON, reads)
+    for suffix in _PICTURES:
+        check_output(output.with_suffix(suffix), reads)
     with progress_bar() as progress:
         rows = what_if(model, tiles, named_targets(targets), recipe, progress)
     facts = {"version": 1, "rows": [row.to_json() for row in rows]}

@@ -6,6 +6,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from patch_compile.cli.console import say
+from patch_compile.cli.outputs import check_output
 from patch_compile.papers import draw_report
 
 __all__ = ["report"]
@@ -21,6 +22,9 @@ def report(
 
     Args:
         source: the folder that patch-compile wrote, or its report.json.
-        output: the page; by default report.html beside report.json.
+        output: the page, a .html file; by default report.html beside report.json.
     """
-    say(f"wrote {draw_report(source, output)}")
+    found = source / "report.json" if source.is_dir() else source
+    page = output or found.with_suffix(".html")
+    check_output(page, [found], ".html")
+    say(f"wrote {draw_report(found, page)}")

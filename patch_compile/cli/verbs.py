@@ -9,6 +9,7 @@ from patch_compile import api, verification
 from patch_compile.cli import tables
 from patch_compile.cli.build_verb import build_all
 from patch_compile.cli.console import out, print_json, print_text, progress_bar, say
+from patch_compile.cli.outputs import check_output
 from patch_compile.cli.plan_verb import plan, print_tables
 from patch_compile.cli.quantizing import check_calibration, quantize_step
 from patch_compile.compiler import compile_model
@@ -68,7 +69,13 @@ def compile_(
     if dry_run:
         plan(model, tiles=tiles, recipe=recipe, json_=json_)
         return
-    check_calibration(quantizer, data, tokenizer or model.with_name("tokenizer.json"))
+    text = tokenizer or model.with_name("tokenizer.json")
+    # What the model lies in is told by `Compiled.save`, which knows its files.
+    for name in ("plan.json", "report.json", "report.html"):
+        check_output(output / name, [tiles, data, text, recipe.target])
+    check_calibration(quantizer, data, text)
+    if engine.engine != "none":
+        api.check_engine(engine)
     with progress_bar() as progress:
         compiled = compile_model(model, tiles, recipe, progress)
         path = compiled.save(output, progress)
@@ -76,7 +83,6 @@ def compile_(
         print_tables(compiled.report)
     say(f"wrote {path}")
     if quantizer.quantize is not None and data is not None:
-        text = tokenizer or model.with_name("tokenizer.json")
         quantize_step(path, quantizer, data, text, show=not json_)
     if engine.engine != "none":
         build_all(path, output, engine, show=not json_)

@@ -16,6 +16,7 @@ if sys.platform != "win32":
     import fcntl
 
 __all__ = [
+    "check_file",
     "check_writable",
     "locked_folder",
     "owned_folder",
@@ -183,6 +184,19 @@ def _replace_all(files: Sequence[Path], before: Path, target: Path) -> None:
 
 def _order(file: Path) -> tuple[int, str]:
     return _RANKS.get(file.suffix, 0), file.name
+
+
+def check_file(path: Path) -> None:
+    """Refuses a file that could not be written, and leaves nothing behind.
+
+    Raises:
+        ModelError: if there is a folder, or nothing can be written where it would lie.
+    """
+    if os.path.isdir(path):
+        raise ModelError(f"output '{path}' | is a folder; expected the name of a file")
+    there = next(place for place in (path.parent, *path.parent.parents) if place.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise ModelError(f"output folder '{path.parent}' | cannot be written; choose another")
 
 
 def check_writable(folder: Path) -> None:

@@ -6,7 +6,6 @@ is the published schema.
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from functools import partial
 from importlib.resources import files
@@ -19,8 +18,8 @@ from jsonschema.exceptions import best_match
 from jsonschema.validators import extend
 from numpy.typing import NDArray
 
-from patch_compile.errors import MaskError, ModelError, RecipeError
-from patch_compile.io.atomic import staged_folder
+from patch_compile.errors import MaskError, RecipeError
+from patch_compile.io.atomic import check_file, staged_folder
 from patch_compile.io.safetensors_file import LazyArray, SafetensorsFile, write_safetensors
 from patch_compile.parsing import parse_json
 from patch_compile.tiles.geometry import TileGrid
@@ -43,22 +42,52 @@ def check_place(path: Path) -> None:
     """Refuses where `save_masks` could not write: before the hours that masks may take.
 
     Raises:
-        MaskError: if the name is no file's that ends in .json.
+        MaskError: if the name is no file's that ends in .json, or a file that is none of
+            earlier masks would be replaced, as a checkpoint's config.json or its weights.
         ModelError: if the folder cannot be written.
     """
     if path.suffix != ".json" or path.is_dir():
         raise MaskError(f"masks '{path}' | would be written as JSON; expected a name in .json")
-    # Nothing is made yet: what exists of the folder's path has to take it.
-    there = next(place for place in (path.parent, *path.parent.parents) if place.exists())
-    if not (there.is_dir() and os.access(there, os.W_OK)):
-        raise ModelError(f"output folder '{path.parent}' | cannot be written; choose another")
+    check_file(path)
+    _refuse_others_files(path)
+
+
+def _refuse_others_files(path: Path) -> None:
+    """Refuses to replace what is not of earlier masks of this name."""
+    arrays = path.with_suffix(".safetensors")
+    named = _named_arrays(path) if path.exists() else None
+    if arrays.exists() and named != arrays.name:
+        raise MaskError(
+            f"masks '{path}' | would replace '{arrays}', which no masks there name as their "
+            "arrays; move it away or choose another name"
+        )
+
+
+def _named_arrays(path: Path) -> str | None:
+    """The file that masks name as their arrays.
+
+    Raises:
+        MaskError: if the file is none of masks.
+    """
+    try:
+        index = parse_json(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        index = None
+    if not isinstance(index, dict) or index.get("format") != FORMAT:
+        raise MaskError(
+            f"masks '{path}' | would replace a file that is none of masks, or a damaged one; "
+            "move it away or choose another name"
+        )
+    data = index.get("data")
+    return data if isinstance(data, str) else None
 
 
 def save_masks(masks: Masks, path: str | Path) -> None:
     """Writes `path` and the arrays beside it, in `<stem>.safetensors`.
 
     Raises:
-        MaskError: if a sparse tile is not 2:4, or the arrays cannot be written.
+        MaskError: if a sparse tile is not 2:4, the arrays cannot be written, or a file that is
+            none of earlier masks would be replaced.
         ModelError: if the folder cannot be written.
     """
     path = Path(path)

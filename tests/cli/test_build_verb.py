@@ -1,5 +1,6 @@
 """`build` tells which products run sparse, as far as a GPU told."""
 
+import importlib.util
 import json
 import shlex
 import subprocess
@@ -85,6 +86,30 @@ def test_flags_behind_two_dashes_are_trtexecs(
     assert (ran.code, ran.out, ran.err.count("\n")) == (1, "", 1)
     command = shlex.split(ran.err.partition("run there: ")[2])
     assert command[-2:] == list(raw)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--engine", "trtexec"), "program 'trtexec' | is neither on the PATH"),
+        (("--engine", "tensorrt"), "package 'tensorrt' | is not installed"),
+        (("--engine", "tensorrt_rtx"), "package 'tensorrt_rtx' | is not installed"),
+        (("--engine", "tensorrt", "--sm", "86"), "sm | is 86; TensorRT builds for the GPU"),
+    ],
+)
+def test_the_main_job_looks_for_the_backend_first(
+    cli: Cli,
+    job: Job,
+    monkeypatch: pytest.MonkeyPatch,
+    options: tuple[str, ...],
+    told: str,
+) -> None:
+    monkeypatch.setattr(trtexec, "find_trtexec", lambda: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    ran = cli(job.model, "--tiles", job.masks, "-o", job.out, *options)
+    assert (ran.code, ran.out, ran.err.count("\n")) == (1, "", 1)
+    assert ran.err.startswith(f"patch-compile: {told}"), ran.err
+    assert not job.out.exists()
 
 
 def test_flags_are_refused_by_backends_without_trtexec(cli: Cli, job: Job) -> None:

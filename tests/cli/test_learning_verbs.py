@@ -1,10 +1,12 @@
 """`learn` with a method that learns, and `cut`."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,11 @@ import transformers
 from safetensors.numpy import load_file
 
 from patch_compile.io.load_masks import load_masks
+from patch_compile.io.masks_file import save_masks
 from patch_compile.learn.model import LoadedModel, save_checkpoint
 from tests.cli.conftest import Cli
 from tests.learn.tiny import tiny_config, tiny_model, tiny_tokenizer, write_text
+from tests.support import band_mask, contents, masks_of, random_weight
 
 LEARN = ["--method", "topk-ste", "--tile", "band:8", "--samples", "2", "--window", "16"]
 LEARN += ["--holdout", "2"]
@@ -69,6 +73,44 @@ def test_cut_lowers_what_learn_wrote(
     for wrong in ("-0.1", "nan", "0.7"):
         ran = cli("cut", lower, "--sparsity", wrong, "-o", tmp_path / "no.json")
         _refused(ran, f"sparsity | is {wrong}; expected a number from 0.0 to 0.5")
+
+
+@pytest.fixture
+def scored(tmp_path: Path) -> Path:
+    weight = random_weight(np.random.default_rng(0), 16, 32)
+    mask = band_mask(np.random.default_rng(0), "a.weight", weight)
+    scores = np.ones(mask.grid.tiles, np.float32)
+    save_masks(masks_of(replace(mask, scores=scores)), tmp_path / "masks.json")
+    return tmp_path / "masks.json"
+
+
+def test_cut_never_writes_over_its_own_masks(
+    cli: Cli, scored: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = scored.parent
+    monkeypatch.chdir(folder)
+    (folder / "link.json").symlink_to(scored)
+    before = contents(folder)
+    for given in (
+        ("masks.json", "--sparsity", "0.1"),
+        (scored, "--sparsity", "0.1", "-o", "../" + str(folder.name) + "/masks.json"),
+        ("masks.json", "--sparsity", "0.1", "-o", "link.json"),
+    ):
+        ran = cli("cut", *given)
+        _refused(ran, "is read by this command, and would be overwritten; choose another name")
+        assert ran.err.endswith("masks-0.1.json\n")
+    _refused(cli("cut", scored, "--budget", "time:1.1x@a100-bf16:16"), "masks-cut.json")
+    assert contents(folder) == before
+    assert cli("cut", "masks.json", "--sparsity", "0.1", "-o", "masks-0.1.json").code == 0
+
+
+def test_cut_never_writes_over_the_arrays_of_its_masks(cli: Cli, scored: Path) -> None:
+    """Two indices over one file: the one of the file's name may be replaced, and is not."""
+    other = Path(shutil.copy(scored, scored.with_name("copy.json")))
+    before = contents(scored.parent)
+    ran = cli("cut", other, "--sparsity", "0.1", "-o", scored)
+    _refused(ran, "masks.safetensors' | is read by this command")
+    assert contents(scored.parent) == before
 
 
 def test_a_budget_of_time_is_promised_in_one_line(
@@ -318,6 +360,41 @@ def test_masks_of_another_model_are_told_in_one_line(
     assert cli("learn", _doubled(tmp_path / "other"), *made).code == 0
     ran = cli("export", llama, "--masks", masks, "-o", tmp_path / "model.onnx")
     _refused(ran, "model.layers.0.mlp.up_proj.weight")
+
+
+def test_sparsities_of_one_file_are_told(
+    cli: Cli, llama: Path, text: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "masks.json"
+    options = [*LEARN, "--sparsity", "0.25,0.4,0.2500001"]
+    ran = cli("learn", llama, "--data", text, *options, "-o", path)
+    _refused(ran, "sparsity | is 0.25,0.4,0.2500001, of which two would be written to ")
+    assert not path.with_suffix(".run").exists()
+
+
+def test_a_file_of_another_kind_is_told_before_learning(
+    cli: Cli, llama: Path, text: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "masks-0.4.json").write_text("{}")
+    options = [*LEARN, "--sparsity", "0.25,0.4"]
+    ran = cli("learn", llama, "--data", text, *options, "-o", tmp_path / "masks.json")
+    _refused(ran, f"masks '{tmp_path / 'masks-0.4.json'}' | would replace a file that is none")
+    assert not (tmp_path / "masks.run").exists()
+
+
+def test_learning_never_writes_over_its_model(
+    cli: Cli, llama: Path, text: Path, tmp_path: Path
+) -> None:
+    model = Path(shutil.copytree(llama, tmp_path / "model"))
+    before = contents(model)
+    options = ["--data", text, "--samples", "2", "--window", "16"]
+    for name in ("model.json", "config.json"):
+        ran = cli("learn", model, *options, "-o", model / name)
+        _refused(ran, "move it away or choose another name")
+    update = ["--method", "sparsegpt", "--update", "--checkpoint", f"{model}/../model"]
+    ran = cli("learn", model, *options, *update, "-o", tmp_path / "masks.json")
+    _refused(ran, "is MODEL itself, whose weights would be overwritten")
+    assert contents(model) == before
 
 
 def test_an_update_needs_a_folder(cli: Cli, llama: Path, text: Path) -> None:

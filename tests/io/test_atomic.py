@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from patch_compile.errors import ModelError
-from patch_compile.io.atomic import staged_folder, write_bytes, write_text
+from patch_compile.io.atomic import check_file, staged_folder, write_bytes, write_text
 from tests.support import contents, said
 
 
@@ -172,3 +172,15 @@ def test_single_files_are_replaced_in_one_step(tmp_path: Path) -> None:
     write_text(path, "größer")
     assert path.read_bytes() == "größer".encode()
     assert names(path.parent) == ["file"]
+
+
+def test_a_place_for_a_file_is_checked_and_nothing_is_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    check_file(tmp_path / "file")
+    check_file(tmp_path / "new" / "deep" / "file")
+    for path, told in (("folder", "is a folder"), ("file/new", "cannot be written")):
+        with pytest.raises(ModelError) as caught:
+            check_file(tmp_path / path)
+        assert told in said(caught)
+    assert names(tmp_path) == ["file", "folder"]

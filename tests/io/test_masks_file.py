@@ -11,11 +11,18 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from patch_compile.errors import MaskError, PatchCompileError
-from patch_compile.io.masks_file import FORMAT, read_masks_json, save_masks, schema
+from patch_compile.io.masks_file import (
+    FORMAT,
+    check_place,
+    read_masks_json,
+    save_masks,
+    schema,
+)
 from patch_compile.tiles.geometry import Geometry, TileGrid
 from patch_compile.tiles.masks import Masks
 from patch_compile.tiles.weight_mask import WeightMask, from_keep
 from tests.support import (
+    contents,
     geometries,
     masks_of,
     random_mask,
@@ -149,6 +156,48 @@ def test_masks_are_saved_under_names_that_read_back(tmp_path: Path, name: str) -
         f"masks '{tmp_path / name}' | would be written as JSON; expected a name in .json"
         in (said(caught))
     )
+
+
+def test_masks_replace_earlier_masks_of_their_name(tmp_path: Path) -> None:
+    path = saved_masks(tmp_path)
+    save_masks(Masks({}), path)
+    assert read_masks_json(path).weights == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("masks.json", '{"architectures": ["LlamaForCausalLM"]}'),
+        ("masks.json", '{"format": "patch-compile/ma'),
+        ("masks.json", "[]"),
+        ("masks.json", ""),
+        ("masks.safetensors", "the weights of a checkpoint"),
+    ],
+)
+def test_files_that_are_not_of_masks_are_not_replaced(
+    tmp_path: Path, name: str, text: str
+) -> None:
+    (tmp_path / name).write_text(text)
+    for write in (lambda: saved_masks(tmp_path), lambda: check_place(tmp_path / "masks.json")):
+        with pytest.raises(MaskError) as caught:
+            write()
+        told = said(caught)
+        assert told.startswith(f"masks '{tmp_path / 'masks.json'}' | would replace ")
+        assert told.endswith("; move it away or choose another name")
+    assert contents(tmp_path) == {name: text.encode()}
+
+
+def test_arrays_of_other_masks_are_not_replaced(tmp_path: Path) -> None:
+    """Renamed masks still name `masks.safetensors`."""
+    path = saved_masks(tmp_path)
+    path.rename(tmp_path / "renamed.json")
+    (tmp_path / "masks.json").write_text(
+        json.dumps({"format": FORMAT, "data": "other.safetensors"})
+    )
+    before = contents(tmp_path)
+    with pytest.raises(MaskError, match="which no masks there name as their arrays"):
+        saved_masks(tmp_path)
+    assert contents(tmp_path) == before
 
 
 def test_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -203,7 +203,11 @@ class RunFolder:
 
     def keep_start(self, prior: Masks) -> None:
         """Writes the masks that learning starts from, all tiles 2:4 and scored."""
-        save_masks(prior, self.path / "start.json")
+        path = self.path / "start.json"
+        if not path.exists():
+            # A process that was killed, or a user who deleted start.json, may have left them.
+            path.with_suffix(".safetensors").unlink(missing_ok=True)
+        save_masks(prior, path)
 
     def start(self) -> Masks | None:
         """Reads the masks that learning started from; None if they are not there.

@@ -15,6 +15,7 @@ from patch_compile.learn.training.patterns import TopTwoPattern
 from patch_compile.learn.training.run_folder import RunFolder
 from patch_compile.learn.training.schedule import Annealed
 from patch_compile.tiles.geometry import Geometry
+from patch_compile.tiles.masks import Masks
 
 IDENTITY = {"recipe": {"lr": 0.1, "tie": ("mlp",)}, "model": {"w": "abc"}}
 
@@ -158,3 +159,17 @@ def test_a_folder_that_cannot_be_made_is_told_in_one_line(tmp_path: Path) -> Non
     (tmp_path / "run" / "log.csv").mkdir(parents=True)
     with pytest.raises(RecipeError, match="cannot be written: Is a directory"):
         RunFolder(tmp_path / "run", IDENTITY).log({"step": 1})
+
+
+@pytest.mark.parametrize("lost", ["start.json", "start.safetensors", None])
+def test_a_start_replaces_what_is_left_of_an_earlier_one(
+    tmp_path: Path, lost: str | None
+) -> None:
+    run = RunFolder(tmp_path, IDENTITY)
+    run.keep_start(Masks({}, {"seed": 0}))
+    if lost is not None:
+        (tmp_path / lost).unlink()
+    run.keep_start(Masks({}, {"seed": 1}))
+    start = run.start()
+    assert start is not None
+    assert start.made_by == {"seed": 1}
