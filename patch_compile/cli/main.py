@@ -15,7 +15,7 @@ from patch_compile.cli.arguments import config_reader, config_text, shown, split
 from patch_compile.cli.bench_verb import bench
 from patch_compile.cli.build_verb import build, results
 from patch_compile.cli.calibrate_verb import calibrate
-from patch_compile.cli.console import say, set_up_logging
+from patch_compile.cli.console import help_console, say, set_up_logging
 from patch_compile.cli.doctor_verb import doctor
 from patch_compile.cli.eval_verb import eval_
 from patch_compile.cli.generate_verb import generate
@@ -40,6 +40,7 @@ app = App(
     help_format="markdown",
     default_parameter=Parameter(negative_iterable=(), show_default=shown),
     result_action="return_value",
+    console=help_console,
 )
 app.default(verbs.compile_)
 for verb in (learn, cut, verbs.export, plan, verbs.inspect):
@@ -117,17 +118,30 @@ def run(arguments: Sequence[str]) -> int:
         return 2
     except (PatchCompileError, cyclopts.CycloptsError) as error:
         say(f"patch-compile: {_one_line(error)}")
+        _drop_unwritten()
         return 1
     except KeyboardInterrupt:
         say("patch-compile: stopped; nothing was left half-written")
         return 130
     except BrokenPipeError:
         # The reader of our output left early, as `| head` does.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
     finally:
         # The next run of this process reads a file of its own, or none.
         app.config = ()
     return 0
+
+
+def _drop_unwritten() -> None:
+    """Drops what a full disk does not take: Python would try it again at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _drop_output()
+
+
+def _drop_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _one_line(error: Exception) -> str:
