@@ -166,6 +166,10 @@ class VerifyRecipe:
     def __post_init__(self) -> None:
         within("window", self.window, 2, 1_000_000)
         within("tokens", self.tokens, self.window, 1_000_000_000)
+        for name in ("atol", "rtol"):
+            value = getattr(self, name)
+            if value is not None:
+                within(name, value, 0.0, 1e12)
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,14 @@ ERRORS: dict[str, tuple[Arguments, str]] = {
         lambda job: ("verify", job.model, job.model, "--tiles", "infer", "--tokens", "100"),
         "tokens | is 100",
     ),
+    "tolerance no number": (
+        lambda job: ("verify", job.model, job.model, "--tiles", job.masks, "--rtol", "nan"),
+        "rtol | is nan; expected a number from 0.0 to",
+    ),
+    "tolerance below nothing": (
+        lambda job: ("verify", job.model, job.model, "--tiles", job.masks, "--atol", "-1"),
+        "atol | is -1.0; expected a number from 0.0 to",
+    ),
     "no report beside": (
         lambda job: ("verify", job.model, job.model, "--tiles", job.masks),
         "has no readable report.json beside it",
