@@ -20,6 +20,7 @@ from patch_compile.cli.doctor_verb import doctor
 from patch_compile.cli.eval_verb import eval_
 from patch_compile.cli.generate_verb import generate
 from patch_compile.cli.learning_verbs import cut, learn
+from patch_compile.cli.numbers import check_numbers
 from patch_compile.cli.plan_verb import plan
 from patch_compile.cli.report_verb import report
 from patch_compile.errors import Mismatch, PatchCompileError, RecipeError
@@ -76,7 +77,8 @@ def _launch(
         log_level: the least of what is logged.
     """
     set_up_logging(log_level)
-    app.config = () if config is None else (config_reader(config),)
+    given = () if config is None else (config_reader(config),)
+    app.config = (*given, check_numbers)
     spread = split_lists(tokens)
     _check_verb(spread)
     command, bound, _ = app.parse_args(spread, exit_on_error=False, print_error=False)

@@ -91,6 +91,8 @@ class BuildRecipe:
     def __post_init__(self) -> None:
         check_kinds(self)
         within("timeout", self.timeout, 1e-3, 1e9)
+        if len(set(self.sm)) < len(self.sm):
+            raise RecipeError(f"sm | are {self.sm}; expected each once, as in 86,89")
         if self.optimization_level is not None:
             within("optimization-level", self.optimization_level, 0, 5)
         if self.workspace is not None:

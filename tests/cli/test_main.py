@@ -77,6 +77,31 @@ ERRORS: dict[str, tuple[Arguments, str]] = {
     "nothing left": (lambda job: _main(job, "--ignore", "a.*,b.*"), "leave none of 2 masks"),
     "gain of 2": (lambda job: _main(job, "--min-gain", "2"), "min-gain | is 2.0"),
     "gain no number": (lambda job: _main(job, "--min-gain", "nan"), "min-gain | is nan"),
+    "gain in percent": (
+        lambda job: _main(job, "--min-gain", "5%"),
+        "min-gain | is '5%'; expected a number, as in 0.05",
+    ),
+    "a compute capability": (
+        lambda job: _main(job, "--sm", "8.6"),
+        "sm | is '8.6'; expected a whole number, as in 86 for compute capability 8.6",
+    ),
+    "a fraction in a list": (lambda job: _main(job, "--sm", "80,86.9"), "sm | is '86.9'"),
+    "a fraction in a range": (
+        lambda job: _main(job, "--batch", "1,2.5,4"),
+        "batch | is '2.5'; expected a whole number, as in 1,1,1",
+    ),
+    "an architecture twice": (
+        lambda job: _main(job, "--sm", "86,89,86"),
+        "sm | are (86, 89, 86); expected each once",
+    ),
+    "a fraction of steps": (
+        lambda job: ("learn", job.folder, "--steps", "2.5"),
+        "steps | is '2.5'; expected a whole number, as in ",
+    ),
+    "a number of no default": (
+        lambda job: ("cut", job.masks, "--sparsity", "half"),
+        "sparsity | is 'half'; expected a number, as in 0.25",
+    ),
     "unknown option": (lambda job: _main(job, "--frobnicate"), "--frobnicate"),
     "unknown choice": (lambda job: _main(job, "--lowering", "most"), '"most"'),
     "a word too many": (lambda job: _main(job, "more"), "more"),
@@ -265,6 +290,20 @@ def test_an_unknown_key_of_a_config_file_is_refused(cli: Cli, job: Job) -> None:
     assert "min_gian" in ran.err
     assert "config.toml" in ran.err
     assert not job.out.exists()
+
+
+def test_a_fraction_in_a_config_file_is_refused_by_its_file(cli: Cli, job: Job) -> None:
+    config = job.folder / "config.toml"
+    config.write_text("sm = [80, 8.6]", "utf-8")
+    ran = cli(*_main(job, "--config", config))
+    assert ran.code == 1
+    assert f"sm | is '8.6' in '{config}'; expected a whole number" in ran.err
+
+
+@pytest.mark.parametrize("level", ["3", "3.0", "0x3", "+3"])
+def test_a_whole_number_may_be_written_in_any_way(cli: Cli, job: Job, level: str) -> None:
+    ran = cli(*_main(job, "--optimization-level", level))
+    assert (ran.code, ran.err) == (0, f"wrote {job.out / 'compiled.onnx'}\n")
 
 
 def test_a_saved_config_runs_the_same(cli: Cli, job: Job) -> None:
