@@ -63,12 +63,16 @@ _PLAIN = (str, bool, int, float, list, dict, type(None))
 _COMMAND_LINE_ONLY = frozenset({"config", "save_config", "log_level"})
 
 
-def config_reader(path: Path) -> Dict:
+def config_reader(path: Path, verbs: Sequence[str]) -> Dict:
     """Returns the options of a configuration file, in the form that the parser takes.
 
+    Args:
+        path: of the file.
+        verbs: what its tables may be named.
+
     Raises:
-        RecipeError: if the file is missing, of another kind or damaged, or sets an option
-            that only the command line takes.
+        RecipeError: if the file is missing, of another kind or damaged, has a table of
+            another name, or sets an option that only the command line takes.
     """
     if path.suffix not in _LOADERS or not path.is_file():
         kinds = ", ".join(_LOADERS)
@@ -91,7 +95,18 @@ def config_reader(path: Path) -> Dict:
             f"config '{path}' | sets {sorted(misplaced)}; give that on the command line"
         )
     _check_plain(path, options)
+    _check_tables(path, options, verbs)
     return Dict(options, source=str(path))
+
+
+def _check_tables(path: Path, options: Mapping[str, Any], verbs: Sequence[str]) -> None:
+    """Refuses a mistyped verb: the parser takes a table for that of a verb it does not run."""
+    for name, value in options.items():
+        if isinstance(value, dict) and name not in verbs:
+            raise RecipeError(
+                f"config '{path}' | has a table '{name}', which is no verb; expected tables "
+                f"of {', '.join(verbs)}"
+            )
 
 
 def _check_plain(path: Path, options: dict[Any, Any]) -> None:

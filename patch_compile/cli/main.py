@@ -72,12 +72,14 @@ def _launch(
     Args:
         config: a .toml, .yaml or .json file with options: those of the main job at its top,
             those of a verb in a table of its name. The command line wins.
-        save_config: write the options of this run, once it is done, as .json that `config`
-            reads.
+        save_config: a .json file, for `config`: write the options of this run there, once it
+            is done.
         log_level: the least of what is logged.
     """
     set_up_logging(log_level)
-    given = () if config is None else (config_reader(config),)
+    if save_config is not None:
+        _check_saved(save_config)
+    given = () if config is None else (config_reader(config, _verbs()),)
     app.config = (*given, check_numbers)
     spread = split_lists(tokens)
     _check_verb(spread)
@@ -89,16 +91,28 @@ def _launch(
         write_text(save_config, config_text(verb, bound.kwargs))
 
 
+def _check_saved(path: Path) -> None:
+    if path.suffix != ".json":
+        raise RecipeError(
+            f"save-config '{path}' | is no .json file, and JSON is what is written; name it "
+            f"'{path.with_suffix('.json').name}'"
+        )
+
+
 def _check_verb(tokens: Sequence[str]) -> None:
     """Tells a mistyped verb from a model, which has a file."""
     first = tokens[0] if tokens else "-"
-    verbs = [name for name in app if not name.startswith("-")]
-    if first.startswith("-") or first in verbs or "." in first or Path(first).exists():
+    known = _verbs()
+    if first.startswith("-") or first in known or "." in first or Path(first).exists():
         return
     raise RecipeError(
         f"'{first}' | is neither a file nor a verb; expected an .onnx file or one of "
-        f"{', '.join(sorted(verbs))}"
+        f"{', '.join(known)}"
     )
+
+
+def _verbs() -> list[str]:
+    return sorted(name for name in app if not name.startswith("-"))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -113,6 +113,10 @@ ERRORS: dict[str, tuple[Arguments, str]] = {
         "masks.json/out' | cannot be written",
     ),
     "missing config": (lambda job: _main(job, "--config", "none.toml"), "'none.toml' |"),
+    "saving a config as toml": (
+        lambda job: _main(job, "--save-config", job.folder / "s.toml"),
+        "s.toml' | is no .json file, and JSON is what is written; name it 's.json'",
+    ),
     "sparsity over half": (
         lambda job: ("learn", job.folder, "--sparsity", "0.9"),
         "sparsity | is 0.9; expected a number from 0.0 to 0.5",
@@ -304,6 +308,17 @@ def test_a_fraction_in_a_config_file_is_refused_by_its_file(cli: Cli, job: Job) 
 def test_a_whole_number_may_be_written_in_any_way(cli: Cli, job: Job, level: str) -> None:
     ran = cli(*_main(job, "--optimization-level", level))
     assert (ran.code, ran.err) == (0, f"wrote {job.out / 'compiled.onnx'}\n")
+
+
+def test_a_table_of_no_verb_is_refused_whatever_runs(cli: Cli, job: Job) -> None:
+    config = job.folder / "config.toml"
+    config.write_text("[inspct]\njson = true", "utf-8")
+    for given in (_main(job), ("inspect", job.model)):
+        ran = cli(*given, "--config", config)
+        assert (ran.code, ran.out) == (1, "")
+        assert "has a table 'inspct', which is no verb; expected tables of bench, " in ran.err
+        assert ran.err.count("\n") == 1
+    assert not job.out.exists()
 
 
 def test_a_saved_config_runs_the_same(cli: Cli, job: Job) -> None:
