@@ -65,10 +65,10 @@ def compile_(
         dry_run: plan and report, write nothing.
         json_: print the report as JSON.
     """
+    check_calibration(quantizer, data, tokenizer or model.with_name("tokenizer.json"))
     if dry_run:
         plan(model, tiles=tiles, recipe=recipe, json_=json_)
         return
-    check_calibration(quantizer, data, tokenizer or model.with_name("tokenizer.json"))
     with progress_bar() as progress:
         compiled = compile_model(model, tiles, recipe, progress)
         path = compiled.save(output, progress)

@@ -113,6 +113,30 @@ ERRORS: dict[str, tuple[Arguments, str]] = {
         "masks.json/out' | cannot be written",
     ),
     "missing config": (lambda job: _main(job, "--config", "none.toml"), "'none.toml' |"),
+    "a dry run without text": (
+        lambda job: _main(job, "--dry-run", "--quantize", "int8"),
+        "quantize | is int8, which needs text to calibrate on; give it by --data",
+    ),
+    "targets and a target": (
+        lambda job: ("plan", job.model, "--targets", "a100", "--target", "a100-bf16"),
+        "target | is 'a100-bf16', given with --targets, which compares without it",
+    ),
+    "targets and a budget": (
+        lambda job: ("plan", job.model, "--targets", "a100", "--sparsity", "0.2"),
+        "sparsity | is 0.2, given with --targets",
+    ),
+    "targets and shares": (
+        lambda job: ("plan", job.model, "--targets", "a100", "--tokens", "16:0.9,256"),
+        "tokens | has '16:0.9', and --targets predicts each number of tokens by itself",
+    ),
+    "a bundle and a folder": (
+        lambda job: ("build", job.model, "--bundle", job.folder / "out.tar", "-o", job.out),
+        "output | belongs to engines, and with --bundle none is built here",
+    ),
+    "a bundle as json": (
+        lambda job: ("build", job.model, "--bundle", job.folder / "out.tar", "--json"),
+        "json | belongs to engines, and with --bundle none is built here",
+    ),
     "saving a config as toml": (
         lambda job: _main(job, "--save-config", job.folder / "s.toml"),
         "s.toml' | is no .json file, and JSON is what is written; name it 's.json'",
