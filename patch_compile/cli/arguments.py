@@ -31,7 +31,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["config_reader", "config_text", "shown", "split_lists"]
+__all__ = ["config_reader", "config_text", "not_a_range", "shown", "split_lists"]
 
 _RECIPES = (
     BenchRecipe,
@@ -175,6 +175,11 @@ def split_lists(tokens: Sequence[str]) -> list[str]:
 
 
 def _split(tokens: Sequence[str]) -> list[str]:
+    """Spreads the lists.
+
+    Raises:
+        RecipeError: if a list with commas has not the length that its option takes.
+    """
     lists = _list_options()
     spread: list[str] = []
     option: str | None = None
@@ -192,23 +197,35 @@ def _split(tokens: Sequence[str]) -> list[str]:
     return spread if option is None else [*spread, option]
 
 
-def _spread(option: str, value: str, fixed: bool) -> list[str]:
+def not_a_range(option: str, values: Sequence[str]) -> str:
+    """Says of an option that takes least, best and most that it is given fewer or more."""
+    return (
+        f"{option.lstrip('-')} | is '{','.join(values)}'; expected 3 numbers: least, best and "
+        f"most, as in {option} 1,4,8"
+    )
+
+
+def _spread(option: str, value: str, length: int | None) -> list[str]:
     plain, mark, pattern = f",{value}".partition(",re:")
     parts = [part for part in plain.split(",") if part]
     if mark:
         parts.append(f"re:{pattern}")
-    if fixed:
+    if length is not None:
+        # `--batch 1 4 8` has the others in tokens of their own.
+        if len(parts) not in (1, length):
+            raise RecipeError(not_a_range(option, parts))
         return [option, *parts]
     return [token for part in parts for token in (option, part)]
 
 
-def _list_options() -> dict[str, bool]:
-    """Options that take lists, and whether their length is fixed, read off the recipes."""
-    options: dict[str, bool] = {}
+def _list_options() -> dict[str, int | None]:
+    """Options that take lists, and their length where it is fixed, read off the recipes."""
+    options: dict[str, int | None] = {}
     for recipe in _RECIPES:
         hints = get_type_hints(recipe)
         for field in fields(recipe):
             if get_origin(hints[field.name]) is tuple:
                 name = f"--{field.name.replace('_', '-')}"
-                options[name] = Ellipsis not in get_args(hints[field.name])
+                kinds = get_args(hints[field.name])
+                options[name] = None if Ellipsis in kinds else len(kinds)
     return options

@@ -11,7 +11,13 @@ import cyclopts
 from cyclopts import App, Parameter
 
 from patch_compile.cli import verbs
-from patch_compile.cli.arguments import config_reader, config_text, shown, split_lists
+from patch_compile.cli.arguments import (
+    config_reader,
+    config_text,
+    not_a_range,
+    shown,
+    split_lists,
+)
 from patch_compile.cli.bench_verb import bench
 from patch_compile.cli.build_verb import build, results
 from patch_compile.cli.calibrate_verb import calibrate
@@ -34,6 +40,9 @@ _HELP = """Compile tile-wise 2:4-sparse ONNX models for TensorRT.
 its inputs and judge its output. Results go to stdout, everything else to stderr. Exit code 0
 is fine, 1 an error you can mend, 2 a verification over its tolerance.
 """
+
+# The main job and the verb that build engines.
+_WITH_FLAGS = ("", "build")
 
 app = App(
     name="patch-compile",
@@ -83,6 +92,7 @@ def _launch(
     app.config = (*given, check_numbers)
     spread = split_lists(tokens)
     _check_verb(spread)
+    _check_flags(tokens)
     command, bound, _ = app.parse_args(spread, exit_on_error=False, print_error=False)
     bound.apply_defaults()
     command(*bound.args, **bound.kwargs)
@@ -111,6 +121,18 @@ def _check_verb(tokens: Sequence[str]) -> None:
     )
 
 
+def _check_flags(tokens: Sequence[str]) -> None:
+    """Refuses flags of trtexec behind `--` where nothing takes them."""
+    behind = tokens[tokens.index("--") + 1 :] if "--" in tokens else ()
+    verb = next(iter(app.parse_commands(tokens)[0]), "")
+    if behind and verb not in _WITH_FLAGS:
+        raise RecipeError(
+            f"{verb} | has '{behind[0]}' behind `--`, where flags of trtexec stand, and it "
+            "takes none; leave `--` out, or build, as in patch-compile build model.onnx "
+            "--engine trtexec -- --device=1"
+        )
+
+
 def _verbs() -> list[str]:
     return sorted(name for name in app if not name.startswith("-"))
 
@@ -133,7 +155,7 @@ def run(arguments: Sequence[str]) -> int:
         say(f"patch-compile: {error}")
         return 2
     except (PatchCompileError, cyclopts.CycloptsError) as error:
-        say(f"patch-compile: {_one_line(error)}")
+        say(f"patch-compile: {' '.join(_told(error).split())}")
         _drop_unwritten()
         return 1
     except KeyboardInterrupt:
@@ -160,5 +182,11 @@ def _drop_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+def _told(error: Exception) -> str:
+    """What is said of an error: our words where the parser's tell nothing of what it takes."""
+    if isinstance(error, cyclopts.UnusedCliTokensError) and error.unused_tokens:
+        return f"'{error.unused_tokens[0]}' | is a word too many; leave it out, or see --help"
+    wanting = error.argument if isinstance(error, cyclopts.MissingArgumentError) else None
+    if wanting is not None and wanting.token_count()[0] > 1:
+        return not_a_range(wanting.name, getattr(error, "tokens_so_far", ()))
+    return str(error)

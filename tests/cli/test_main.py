@@ -104,9 +104,28 @@ ERRORS: dict[str, tuple[Arguments, str]] = {
     ),
     "unknown option": (lambda job: _main(job, "--frobnicate"), "--frobnicate"),
     "unknown choice": (lambda job: _main(job, "--lowering", "most"), '"most"'),
-    "a word too many": (lambda job: _main(job, "more"), "more"),
+    "a word too many": (lambda job: _main(job, "more"), "'more' | is a word too many"),
     "falling range": (lambda job: _main(job, "--batch", "4,2,1"), "batch | is (4, 2, 1)"),
-    "short range": (lambda job: _main(job, "--batch", "4,2"), "--batch"),
+    "short range": (
+        lambda job: _main(job, "--batch", "4,2"),
+        "batch | is '4,2'; expected 3 numbers: least, best and most, as in --batch 1,4,8",
+    ),
+    "long range": (
+        lambda job: ("build", job.model, "--sequence=1,2,3,4"),
+        "sequence | is '1,2,3,4'; expected 3 numbers",
+    ),
+    "one number for a range": (
+        lambda job: _main(job, "--batch", "4"),
+        "batch | is '4'; expected 3 numbers: least, best and most",
+    ),
+    "nothing for a range": (
+        lambda job: ("build", job.model, "--sequence"),
+        "sequence | is ''; expected 3 numbers",
+    ),
+    "flags of a verb that has none": (
+        lambda job: ("inspect", job.model, "--", "--foo"),
+        "inspect | has '--foo' behind `--`, where flags of trtexec stand",
+    ),
     "log level": (lambda job: _main(job, "--log-level", "loud"), '"loud"'),
     "output under a file": (
         lambda job: (job.model, "--tiles", job.masks, "-o", job.masks / "out"),
