@@ -44,9 +44,14 @@ is fine, 1 an error you can mend, 2 a verification over its tolerance.
 # The main job and the verb that build engines.
 _WITH_FLAGS = ("", "build")
 
+# The parser's own would name a COMMAND that the main job has not.
+_USAGE = """Usage: patch-compile [OPTIONS] --tiles MASKS MODEL
+       patch-compile COMMAND [OPTIONS] ..."""
+
 app = App(
     name="patch-compile",
     help=_HELP,
+    usage=_USAGE,
     help_format="markdown",
     default_parameter=Parameter(negative_iterable=(), show_default=shown),
     result_action="return_value",

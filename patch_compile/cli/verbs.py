@@ -153,7 +153,7 @@ def verify(
 
     Args:
         model: the dense .onnx file.
-        compiled: compiled.onnx, with report.json and plan.json beside it.
+        compiled: compiled.onnx, with report.json beside it; after `restore` also plan.json.
         tiles: the masks it was compiled with.
         data: text (UTF-8) for the perplexity of dense, masked and compiled.
         tokenizer: tokenizer.json; by default the one beside MODEL.

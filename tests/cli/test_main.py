@@ -264,7 +264,10 @@ def test_no_arguments_print_the_help(cli: Cli) -> None:
     bare, asked = cli(), cli("--help")
     assert bare == asked
     assert (bare.code, bare.err) == (0, "")
-    assert bare.out.startswith("Usage: patch-compile")
+    assert bare.out.startswith(
+        "Usage: patch-compile [OPTIONS] --tiles MASKS MODEL\n"
+        "       patch-compile COMMAND [OPTIONS] ...\n"
+    )
     for verb in RECIPES:
         assert re.search(rf"^│ {verb}\b", bare.out, re.MULTILINE)
 
