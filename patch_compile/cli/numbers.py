@@ -29,7 +29,9 @@ def check_numbers(_app: App, _verb: Sequence[str], arguments: ArgumentCollection
     """
     for argument in arguments:
         kind = _kind(argument.hint)
-        for token in () if kind is None else argument.tokens:
+        if kind is None:
+            continue
+        for token in argument.tokens:
             # A flag has no text, and the parser knows what a null of a file is.
             typed = isinstance(token.value, str) and token.value
             if typed and token.value.lower() not in ("none", "null"):
