@@ -5,7 +5,6 @@ N: out features. K: in features.
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from hashlib import sha256
 from pathlib import Path
 
 import onnx_ir as ir
@@ -18,7 +17,7 @@ from patch_compile.io.layout import drop_stale, is_data_of
 from patch_compile.io.onnx_model import external_files, load_model
 from patch_compile.io.save_model import save_model
 from patch_compile.io.unchanged import Signature, check_unchanged, signatures
-from patch_compile.masking import bind_masks, shapes
+from patch_compile.masking import bind_masks, shapes, stamp_of
 from patch_compile.names import written
 from patch_compile.page.render import page_of
 from patch_compile.passes.binding import Binding
@@ -225,7 +224,7 @@ def _planned(
         inline(graph)
         graph = cast_model(graph, recipe.dtype)
     bindings, left_alone, known = bind_masks(graph, masks, recipe, progress)
-    stamp = _stamp(known, recipe)
+    stamp = stamp_of(known, recipe)
     _check_stamp(graph, stamp, left_alone)
     cost = cost_of(recipe, shapes(bindings))
     structure = find_structure(graph, [b.site for b in bindings])
@@ -284,12 +283,6 @@ def _check_opset(model: ir.Model) -> None:
             f"model | has opset {version}; expected {_OPSET} or more, whose Slice, Reshape "
             "and Gather the pieces need; convert it with onnx.version_converter"
         )
-
-
-def _stamp(masks: Masks, recipe: CompileRecipe) -> str:
-    """What a compiled model remembers: all that its weights' values depend on."""
-    prints = sorted(mask.fingerprint() for mask in masks.weights.values())
-    return sha256(f"{recipe.restore} {prints}".encode()).hexdigest()
 
 
 def _check_stamp(model: ir.Model, stamp: str, left_alone: Mapping[str, str]) -> None:

@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patch_compile._require import require
-from patch_compile.errors import ModelError
-from patch_compile.io.onnx_model import load_model
-from patch_compile.masking import bind_masks
+from patch_compile.errors import MaskError, ModelError
+from patch_compile.io.onnx_model import load_model, metadata_of
+from patch_compile.masking import bind_masks, stamp_of
 from patch_compile.parsing import DAMAGE, parse_json
+from patch_compile.passes.sites import STAMP
 from patch_compile.recipe import CompileRecipe
 from patch_compile.tiles.masks import Masks
 from patch_compile.tiles.plan import Plan, WeightPlan
@@ -44,11 +45,15 @@ def masked_tensors(
 
     Raises:
         ModelError: if a model or a file beside it cannot be read.
-        MaskError: if the masks do not belong to the model.
+        MaskError: if the masks do not belong to the model, or the compiled one tells that it
+            took others.
     """
     reference = require("patch_compile.runtimes.reference", "cpu")
     recipe = recipe_beside(compiled)
     bindings, left_alone, taken = bind_masks(load_model(model), masks, recipe)
+    # A cast may have made zeros of small weights, which `infer` took for masks.
+    if recipe.dtype is None or str(masks) != "infer":
+        _check_stamp(compiled, masks, stamp_of(taken, recipe))
     plans = _plans_beside(compiled) if recipe.restore else {}
     tensors = [
         reference.MaskedTensor(
@@ -59,6 +64,16 @@ def masked_tensors(
         for binding in bindings
     ]
     return tensors, {n: left_alone[n] for n in taken.weights if n in left_alone}
+
+
+def _check_stamp(compiled: Path, masks: str | Path | Masks, stamp: str) -> None:
+    """Refuses other masks than a model remembers; one that remembers none may have any."""
+    if metadata_of(compiled).get(STAMP, stamp) != stamp:
+        name = f" '{masks}'" if isinstance(masks, str | Path) else ""
+        raise MaskError(
+            f"masks{name} | are not those that '{compiled}' was compiled with; give those, or "
+            "compile again"
+        )
 
 
 def _keep(binding: "Binding", plan: WeightPlan | None) -> Callable[[], NDArray[np.bool_]]:

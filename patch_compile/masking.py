@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ from patch_compile.tiles.time_budget import meet_budget
 from patch_compile.tiles.time_cost import cost_of
 from patch_compile.tiles.weight_mask import WeightMask
 
-__all__ = ["bind_masks", "shapes"]
+__all__ = ["bind_masks", "shapes", "stamp_of"]
 
 Progress = Callable[[int, int, str], None]
 
@@ -179,3 +180,9 @@ def _unmasked(
     bound = {binding.site.name for binding in bindings}
     free = {site.name: "no mask names this weight" for site in sites if site.name not in bound}
     return free | {refusal.name: refusal.reason for refusal in refusals}
+
+
+def stamp_of(masks: Masks, recipe: CompileRecipe) -> str:
+    """What a compiled model remembers: all that its weights' values depend on."""
+    prints = sorted(mask.fingerprint() for mask in masks.weights.values())
+    return sha256(f"{recipe.restore} {prints}".encode()).hexdigest()

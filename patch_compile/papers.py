@@ -12,7 +12,7 @@ from patch_compile.io.atomic import locked_folder, write_text
 from patch_compile.page.render import page_of
 from patch_compile.parsing import parse_json
 
-__all__ = ["add_to_report", "draw_report", "with_versions"]
+__all__ = ["add_to_report", "draw_report", "report_text", "with_versions"]
 
 _REPORT, _PAGE = "report.json", "report.html"
 
@@ -37,11 +37,17 @@ def add_to_report(model: Path, change: Callable[[dict[str, Any]], dict[str, Any]
         return False
     with locked_folder(folder):
         report = read_beside(model, _REPORT, lambda text: change(parse_json(text)))
-        text = json.dumps(report, indent=1) + "\n"
+        text = report_text(report)
         page = page_of(text)
         write_text(folder / _REPORT, text)
         write_text(folder / _PAGE, page)
     return True
+
+
+def report_text(report: Mapping[str, Any]) -> str:
+    """Returns a report as JSON; NaN and infinities, which JSON has not, become null."""
+    known = parse_json(json.dumps(report), constants=lambda _: None)
+    return json.dumps(known, indent=1, allow_nan=False) + "\n"
 
 
 def with_versions(report: dict[str, Any], versions: Mapping[str, str]) -> dict[str, Any]:

@@ -5,7 +5,6 @@ of products are quantised too, for TensorRT's sparse int8 products write int8. P
 outliers would ruin keep their type; see `sensitivity`.
 """
 
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -23,7 +22,7 @@ from patch_compile.io.layout import drop_stale
 from patch_compile.io.onnx_model import load_model
 from patch_compile.names import chosen
 from patch_compile.page.render import page_of
-from patch_compile.papers import with_versions
+from patch_compile.papers import report_text, with_versions
 from patch_compile.parsing import parse_json
 from patch_compile.passes.quantized import quantized_pieces
 from patch_compile.passes.sites import WEIGHT
@@ -232,4 +231,4 @@ def _checked(
 def _with_note(found: Quantized, text: str) -> str:
     used = {"onnxruntime": require("onnxruntime", "cpu").__version__}
     report = {**with_versions(parse_json(text), used), "quantized": asdict(found)}
-    return json.dumps(report, indent=1) + "\n"
+    return report_text(report)

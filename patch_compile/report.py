@@ -168,7 +168,9 @@ class Report:
 
     def to_json(self) -> str:
         """Returns the whole report as JSON text."""
-        return json.dumps({"version": 1, **asdict(self)}, indent=1) + "\n"
+        # What a mask file says may hold NaN, which is no JSON: it becomes null.
+        facts = json.loads(json.dumps(asdict(self)), parse_constant=lambda _: None)
+        return json.dumps({"version": 1, **facts}, indent=1, allow_nan=False) + "\n"
 
 
 def _totals(

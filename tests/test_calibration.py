@@ -208,8 +208,11 @@ def test_a_target_that_is_no_table_is_told(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"target '.*none\.json' \| cannot be read"):
         parse(str(tmp_path / "none.json"))
     (tmp_path / "some.json").write_text("[]")
-    with pytest.raises(ModelError, match="is no latency table"):
+    with pytest.raises(ModelError, match=r"table 'some\.json' \| is no latency table"):
         parse(str(tmp_path / "some.json"))
+    (tmp_path / "masks.json").write_text('{"version": 2, "weights": {}}')
+    with pytest.raises(ModelError, match=r"table 'masks\.json' \| .*: it has no 'points';"):
+        parse(str(tmp_path / "masks.json"))
     bare = Table("a100", "bf16", {"x": np.ones((1, 5))}, "a test")
     (tmp_path / "bare.json").write_text(bare.to_json())
     with pytest.raises(ModelError, match="has parameters of nothing; expected those of dense"):

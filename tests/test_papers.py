@@ -1,9 +1,11 @@
 """Later verbs add to the report of a compile, and the page follows."""
 
 import json
+import math
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -29,6 +31,31 @@ def read(compiled: Path) -> dict[str, Any]:
 def test_the_page_is_that_of_the_report(compiled: Path) -> None:
     report, page = (compiled.with_name(f"report.{kind}") for kind in ("json", "html"))
     assert page.read_text("utf-8") == page_of(report.read_text("utf-8"))
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise AssertionError(f"{constant} is no JSON")
+
+
+def test_what_is_no_number_is_null_in_the_report(compiled: Path) -> None:
+    path = compiled.with_name("report.json")
+    # An older release wrote this.
+    old = {**read(compiled), "before": {"rtol": math.nan}}
+    path.write_text(json.dumps(old), "utf-8")
+    add_to_report(compiled, lambda report: {**report, "after": [math.inf, 1.5]})
+    report = json.loads(path.read_text("utf-8"), parse_constant=_refuse)
+    assert report["before"] == {"rtol": None}
+    assert report["after"] == [None, 1.5]
+
+
+def test_a_compile_writes_json_whatever_its_masks_say(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
+    path, masks, _ = three_linears(tmp_path, rng)
+    known = replace(masks, made_by={"loss": math.nan})
+    report = compile_model(path, known).report
+    found = json.loads(report.to_json(), parse_constant=_refuse)
+    assert found["made_by"] == {"loss": None}
 
 
 def test_what_is_added_is_in_the_report_and_on_the_page(compiled: Path) -> None:

@@ -31,7 +31,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["config_reader", "config_text", "shown", "split_lists"]
+__all__ = ["config_reader", "config_text", "not_a_range", "shown", "split_lists"]
 
 _RECIPES = (
     BenchRecipe,
@@ -63,12 +63,16 @@ _PLAIN = (str, bool, int, float, list, dict, type(None))
 _COMMAND_LINE_ONLY = frozenset({"config", "save_config", "log_level"})
 
 
-def config_reader(path: Path) -> Dict:
+def config_reader(path: Path, verbs: Sequence[str]) -> Dict:
     """Returns the options of a configuration file, in the form that the parser takes.
 
+    Args:
+        path: of the file.
+        verbs: what its tables may be named.
+
     Raises:
-        RecipeError: if the file is missing, of another kind or damaged, or sets an option
-            that only the command line takes.
+        RecipeError: if the file is missing, of another kind or damaged, has a table of
+            another name, or sets an option that only the command line takes.
     """
     if path.suffix not in _LOADERS or not path.is_file():
         kinds = ", ".join(_LOADERS)
@@ -91,7 +95,18 @@ def config_reader(path: Path) -> Dict:
             f"config '{path}' | sets {sorted(misplaced)}; give that on the command line"
         )
     _check_plain(path, options)
+    _check_tables(path, options, verbs)
     return Dict(options, source=str(path))
+
+
+def _check_tables(path: Path, options: Mapping[str, Any], verbs: Sequence[str]) -> None:
+    """Refuses a mistyped verb: the parser takes a table for that of a verb it does not run."""
+    for name, value in options.items():
+        if isinstance(value, dict) and name not in verbs:
+            raise RecipeError(
+                f"config '{path}' | has a table '{name}', which is no verb; expected tables "
+                f"of {', '.join(verbs)}"
+            )
 
 
 def _check_plain(path: Path, options: dict[Any, Any]) -> None:
@@ -160,6 +175,11 @@ def split_lists(tokens: Sequence[str]) -> list[str]:
 
 
 def _split(tokens: Sequence[str]) -> list[str]:
+    """Spreads the lists.
+
+    Raises:
+        RecipeError: if a list with commas has not the length that its option takes.
+    """
     lists = _list_options()
     spread: list[str] = []
     option: str | None = None
@@ -177,23 +197,35 @@ def _split(tokens: Sequence[str]) -> list[str]:
     return spread if option is None else [*spread, option]
 
 
-def _spread(option: str, value: str, fixed: bool) -> list[str]:
+def not_a_range(option: str, values: Sequence[str]) -> str:
+    """Says of an option that takes least, best and most that it is given fewer or more."""
+    return (
+        f"{option.lstrip('-')} | is '{','.join(values)}'; expected 3 numbers: least, best and "
+        f"most, as in {option} 1,4,8"
+    )
+
+
+def _spread(option: str, value: str, length: int | None) -> list[str]:
     plain, mark, pattern = f",{value}".partition(",re:")
     parts = [part for part in plain.split(",") if part]
     if mark:
         parts.append(f"re:{pattern}")
-    if fixed:
+    if length is not None:
+        # `--batch 1 4 8` has the others in tokens of their own.
+        if len(parts) not in (1, length):
+            raise RecipeError(not_a_range(option, parts))
         return [option, *parts]
     return [token for part in parts for token in (option, part)]
 
 
-def _list_options() -> dict[str, bool]:
-    """Options that take lists, and whether their length is fixed, read off the recipes."""
-    options: dict[str, bool] = {}
+def _list_options() -> dict[str, int | None]:
+    """Options that take lists, and their length where it is fixed, read off the recipes."""
+    options: dict[str, int | None] = {}
     for recipe in _RECIPES:
         hints = get_type_hints(recipe)
         for field in fields(recipe):
             if get_origin(hints[field.name]) is tuple:
                 name = f"--{field.name.replace('_', '-')}"
-                options[name] = Ellipsis not in get_args(hints[field.name])
+                kinds = get_args(hints[field.name])
+                options[name] = None if Ellipsis in kinds else len(kinds)
     return options

@@ -61,6 +61,8 @@ def build(
         json_: print everything as JSON.
     """
     if bundle is not None:
+        asked = {"output": output is not None, "json": json_}
+        _check_bundle([name for name, given in asked.items() if given])
         _bundle(model, bundle, recipe, dense, masks)
         return
     if masks is not None:
@@ -70,6 +72,15 @@ def build(
     engines = build_all(model, output or model.parent, recipe, dense=dense, show=not json_)
     if json_:
         out.print(json.dumps({"engines": engines}, indent=1, allow_nan=False))
+
+
+def _check_bundle(asked: list[str]) -> None:
+    """Refuses what only a build can do."""
+    if asked:
+        raise RecipeError(
+            f"{asked[0]} | belongs to engines, and with --bundle none is built here; leave "
+            "one of them out"
+        )
 
 
 def _bundle(

@@ -22,16 +22,43 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from patch_compile.errors import PatchCompileError
 from patch_compile.io.slot_writer import Bytes
 
-__all__ = ["err", "out", "print_json", "print_text", "progress_bar", "say", "set_up_logging"]
+__all__ = [
+    "err",
+    "help_console",
+    "out",
+    "print_json",
+    "print_text",
+    "progress_bar",
+    "say",
+    "set_up_logging",
+]
 
 # Tables keep their columns when the output is piped to a file or a pager.
 _PIPED_WIDTH = 160
 
 
 class _Console(Console):
-    """A console that leaves a broken pipe to `main.run`, whose exit code it decides."""
+    """A console that leaves what cannot be written to `main.run`, which sets the exit code."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Prints as rich does.
+
+        Raises:
+            PatchCompileError: if the disk is full, or failing, that stdout goes to.
+        """
+        try:
+            super().print(*objects, **options)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            name = "stderr" if self.stderr else "stdout"
+            raise PatchCompileError(
+                f"{name} | cannot be written: {error.strerror}; expected room for what is "
+                "printed; free some space, or send it elsewhere"
+            ) from error
 
     def on_broken_pipe(self) -> None:
         """Raises it again, where rich would exit with 1."""
@@ -50,6 +77,8 @@ def _console(*, stderr: bool) -> Console:
 
 out = _console(stderr=False)
 err = _console(stderr=True)
+# Help is laid out for the terminal, or 80 columns, as rich and its readers are used to.
+help_console = _Console()
 
 
 def say(text: str) -> None:

@@ -14,15 +14,22 @@ import cyclopts
 from cyclopts import App, Parameter
 
 from patch_compile.cli import verbs
-from patch_compile.cli.arguments import config_reader, config_text, shown, split_lists
+from patch_compile.cli.arguments import (
+    config_reader,
+    config_text,
+    not_a_range,
+    shown,
+    split_lists,
+)
 from patch_compile.cli.bench_verb import bench
 from patch_compile.cli.build_verb import build, results
 from patch_compile.cli.calibrate_verb import calibrate
-from patch_compile.cli.console import say, set_up_logging
+from patch_compile.cli.console import help_console, say, set_up_logging
 from patch_compile.cli.doctor_verb import doctor
 from patch_compile.cli.eval_verb import eval_
 from patch_compile.cli.generate_verb import generate
 from patch_compile.cli.learning_verbs import cut, learn
+from patch_compile.cli.numbers import check_numbers
 from patch_compile.cli.outputs import Kind, check_json
 from patch_compile.cli.plan_verb import plan
 from patch_compile.cli.report_verb import report
@@ -38,12 +45,21 @@ its inputs and judge its output. Results go to stdout, everything else to stderr
 is fine, 1 an error you can mend, 2 a verification over its tolerance.
 """
 
+# The main job and the verb that build engines.
+_WITH_FLAGS = ("", "build")
+
+# The parser's own would name a COMMAND that the main job has not.
+_USAGE = """Usage: patch-compile [OPTIONS] --tiles MASKS MODEL
+       patch-compile COMMAND [OPTIONS] ..."""
+
 app = App(
     name="patch-compile",
     help=_HELP,
+    usage=_USAGE,
     help_format="markdown",
     default_parameter=Parameter(negative_iterable=(), show_default=shown),
     result_action="return_value",
+    console=help_console,
 )
 app.default(verbs.compile_)
 for verb in (learn, cut, verbs.export, plan, verbs.inspect):
@@ -79,9 +95,11 @@ def _launch(
         log_level: the least of what is logged.
     """
     set_up_logging(log_level)
-    app.config = () if config is None else (config_reader(config),)
+    given = () if config is None else (config_reader(config, _verbs()),)
+    app.config = (*given, check_numbers)
     spread = split_lists(tokens)
     _check_verb(spread)
+    _check_flags(tokens)
     command, bound, _ = app.parse_args(spread, exit_on_error=False, print_error=False)
     bound.apply_defaults()
     if save_config is not None:
@@ -94,6 +112,11 @@ def _launch(
 
 def _check_saved(path: Path, given: Iterable[Any]) -> None:
     """Refuses, before the command runs, a place where its options could not be saved."""
+    if path.suffix != ".json":
+        raise RecipeError(
+            f"save-config '{path}' | is no .json file, and JSON is what is written; name it "
+            f"'{path.with_suffix('.json').name}'"
+        )
     several = (value if isinstance(value, tuple) else (value,) for value in given)
     files = [file for file in chain.from_iterable(several) if isinstance(file, str | Path)]
     told = "is a file of this command, and would be overwritten; choose another name"
@@ -102,7 +125,7 @@ def _check_saved(path: Path, given: Iterable[Any]) -> None:
 
 def _options() -> frozenset[str]:
     """What may stand at the top of a configuration: verbs, and options of the main job."""
-    found = {name for name in app if not name.startswith("-")}
+    found = set(_verbs())
     for name, parameter in signature(verbs.compile_).parameters.items():
         recipe = parameter.default
         flat = is_dataclass(recipe) and not isinstance(recipe, type)
@@ -113,13 +136,29 @@ def _options() -> frozenset[str]:
 def _check_verb(tokens: Sequence[str]) -> None:
     """Tells a mistyped verb from a model, which has a file."""
     first = tokens[0] if tokens else "-"
-    verbs = [name for name in app if not name.startswith("-")]
-    if first.startswith("-") or first in verbs or "." in first or Path(first).exists():
+    known = _verbs()
+    if first.startswith("-") or first in known or "." in first or Path(first).exists():
         return
     raise RecipeError(
         f"'{first}' | is neither a file nor a verb; expected an .onnx file or one of "
-        f"{', '.join(sorted(verbs))}"
+        f"{', '.join(known)}"
     )
+
+
+def _check_flags(tokens: Sequence[str]) -> None:
+    """Refuses flags of trtexec behind `--` where nothing takes them."""
+    behind = tokens[tokens.index("--") + 1 :] if "--" in tokens else ()
+    verb = next(iter(app.parse_commands(tokens)[0]), "")
+    if behind and verb not in _WITH_FLAGS:
+        raise RecipeError(
+            f"{verb} | has '{behind[0]}' behind `--`, where flags of trtexec stand, and it "
+            "takes none; leave `--` out, or build, as in patch-compile build model.onnx "
+            "--engine trtexec -- --device=1"
+        )
+
+
+def _verbs() -> list[str]:
+    return sorted(name for name in app if not name.startswith("-"))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -140,19 +179,38 @@ def run(arguments: Sequence[str]) -> int:
         say(f"patch-compile: {error}")
         return 2
     except (PatchCompileError, cyclopts.CycloptsError) as error:
-        say(f"patch-compile: {_one_line(error)}")
+        say(f"patch-compile: {' '.join(_told(error).split())}")
+        _drop_unwritten()
         return 1
     except KeyboardInterrupt:
         say("patch-compile: stopped; nothing was left half-written")
         return 130
     except BrokenPipeError:
         # The reader of our output left early, as `| head` does.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
     finally:
         # The next run of this process reads a file of its own, or none.
         app.config = ()
     return 0
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+def _drop_unwritten() -> None:
+    """Drops what a full disk does not take: Python would try it again at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _drop_output()
+
+
+def _drop_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _told(error: Exception) -> str:
+    """What is said of an error: our words where the parser's tell nothing of what it takes."""
+    if isinstance(error, cyclopts.UnusedCliTokensError) and error.unused_tokens:
+        return f"'{error.unused_tokens[0]}' | is a word too many; leave it out, or see --help"
+    wanting = error.argument if isinstance(error, cyclopts.MissingArgumentError) else None
+    if wanting is not None and wanting.token_count()[0] > 1:
+        return not_a_range(wanting.name, getattr(error, "tokens_so_far", ()))
+    return str(error)

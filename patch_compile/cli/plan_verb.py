@@ -50,6 +50,7 @@ def plan(
         json_: print the report, or the comparison, as JSON.
     """
     if targets is not None:
+        _check_comparison(recipe)
         _compare(model, tiles, targets.split(","), recipe, output or _PLAN, json_)
         return
     if tiles is None:
@@ -65,6 +66,23 @@ def plan(
     if output is not None:
         write_text(output, planned.plan.to_json())
         say(f"wrote {output}")
+
+
+def _check_comparison(recipe: CompileRecipe) -> None:
+    """Refuses what a comparison does not read."""
+    for name in ("target", "sparsity", "speedup", "max_loss"):
+        value = getattr(recipe, name)
+        if value is not None:
+            raise RecipeError(
+                f"{name.replace('_', '-')} | is {value!r}, given with --targets, which "
+                "compares without it; leave one of them out"
+            )
+    shared = [entry for entry in recipe.tokens if ":" in entry]
+    if shared and recipe.tokens != _COMPILE.tokens:
+        raise RecipeError(
+            f"tokens | has '{shared[0]}', and --targets predicts each number of tokens by "
+            f"itself; give it without a share, as {shared[0].partition(':')[0]}"
+        )
 
 
 def print_tables(report: Report) -> None:

@@ -66,14 +66,14 @@ def compile_(
         dry_run: plan and report, write nothing.
         json_: print the report as JSON.
     """
+    text = tokenizer or model.with_name("tokenizer.json")
+    check_calibration(quantizer, data, text)
     if dry_run:
         plan(model, tiles=tiles, recipe=recipe, json_=json_)
         return
-    text = tokenizer or model.with_name("tokenizer.json")
     # What the model lies in is told by `Compiled.save`, which knows its files.
     for name in ("plan.json", "report.json", "report.html"):
         check_output(output / name, [tiles, data, text, recipe.target])
-    check_calibration(quantizer, data, text)
     if engine.engine != "none":
         api.check_engine(engine)
     with progress_bar() as progress:
@@ -159,7 +159,7 @@ def verify(
 
     Args:
         model: the dense .onnx file.
-        compiled: compiled.onnx, with report.json and plan.json beside it.
+        compiled: compiled.onnx, with report.json beside it; after `restore` also plan.json.
         tiles: the masks it was compiled with.
         data: text (UTF-8) for the perplexity of dense, masked and compiled.
         tokenizer: tokenizer.json; by default the one beside MODEL.

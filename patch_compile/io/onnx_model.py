@@ -29,6 +29,7 @@ __all__ = [
     "external_attributes",
     "external_files",
     "load_model",
+    "metadata_of",
     "open_bits",
     "open_rows",
     "root_of",
@@ -70,6 +71,15 @@ def load_model(path: Path) -> ir.Model:
     for tensor in _external_tensors(model):
         _check_external(path, tensor)
     return model
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    """Reads a model's metadata; of what is no model, none."""
+    try:
+        proto = onnx.load(path, format="protobuf", load_external_data=False)
+    except (DecodeError, OSError, ValueError):
+        return {}
+    return {entry.key: entry.value for entry in proto.metadata_props}
 
 
 def external_files(model: ir.Model) -> set[Path]:

@@ -91,6 +91,8 @@ class BuildRecipe:
     def __post_init__(self) -> None:
         check_kinds(self)
         within("timeout", self.timeout, 1e-3, 1e9)
+        if len(set(self.sm)) < len(self.sm):
+            raise RecipeError(f"sm | are {self.sm}; expected each once, as in 86,89")
         if self.optimization_level is not None:
             within("optimization-level", self.optimization_level, 0, 5)
         if self.workspace is not None:
@@ -167,6 +169,10 @@ class VerifyRecipe:
         within("window", self.window, 2, 1_000_000)
         within("tokens", self.tokens, self.window, 1_000_000_000)
         within("seed", self.seed, 0, 2**63 - 1)
+        for name in ("atol", "rtol"):
+            value = getattr(self, name)
+            if value is not None:
+                within(name, value, 0.0, 1e12)
 
 
 @dataclass(frozen=True)

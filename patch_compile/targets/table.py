@@ -108,7 +108,10 @@ class Table:
             parameters = {n: np.array(p, np.float64) for n, p in data["parameters"].items()}
             words = str(data["gpu"]), str(data["dtype"]), str(data["source"])
         except DAMAGE as error:
-            raise ModelError(f"table | is no latency table: {error}; make it again") from error
+            lack = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+            raise ModelError(
+                f"table | is no latency table: {lack}; give one that calibrate wrote"
+            ) from error
         if not known:
             raise ModelError(
                 f"table | has version {data['version']}; expected {_VERSION}; make it again"

@@ -219,6 +219,10 @@ def _read(path: Path, changed: int) -> Target:
         table = Table.from_json(path.read_text("utf-8"))
     except UnicodeDecodeError as error:
         raise ModelError(f"table '{path.name}' | is no text; make it again") from error
+    except ModelError as error:
+        # A table does not know its file.
+        wrong = str(error).partition(" | ")[2]
+        raise ModelError(f"table '{path.name}' | {wrong}") from error
     if {*table.parameters} != {*QUANTITIES}:
         raise ModelError(
             f"table '{path.name}' | has parameters of "

@@ -8,6 +8,8 @@ from patch_compile.errors import RecipeError
 from patch_compile.recipe import CompileRecipe
 from tests.support import said
 
+VERBS = ["build", "plan"]
+
 
 @pytest.mark.parametrize(
     ("given", "spread"),
@@ -39,7 +41,10 @@ def test_lists_are_spread_and_nothing_else_is(given: list[str], spread: list[str
 )
 def test_every_kind_of_file_is_read_alike(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text(text, "utf-8")
-    assert config_reader(tmp_path / name).data == {"tiles": "m", "build": {"sm": [86, 89]}}
+    assert config_reader(tmp_path / name, VERBS).data == {
+        "tiles": "m",
+        "build": {"sm": [86, 89]},
+    }
 
 
 @pytest.mark.parametrize(
@@ -53,6 +58,7 @@ def test_every_kind_of_file_is_read_alike(tmp_path: Path, name: str, text: str) 
         ("c.yaml", b"", "is no table"),
         ("c.json", b"[1]", "is no table"),
         ("c.ini", b"tiles = m", "is no file of kind .json, .toml, .yaml, .yml"),
+        ("c.toml", b"[biuld]\nsm = [86]", "has a table 'biuld', which is no verb; expected"),
         ("c.toml", b'log-level = "debug"', "sets ['log_level']"),
     ],
 )
@@ -61,14 +67,14 @@ def test_a_damaged_file_is_refused(
 ) -> None:
     (tmp_path / name).write_bytes(data)
     with pytest.raises(RecipeError) as caught:
-        config_reader(tmp_path / name)
+        config_reader(tmp_path / name, VERBS)
     assert said(caught).startswith(f"config '{tmp_path / name}' | ")
     assert complaint in said(caught)
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as caught:
-        config_reader(tmp_path / "none.toml")
+        config_reader(tmp_path / "none.toml", VERBS)
     assert "none.toml" in said(caught)
 
 

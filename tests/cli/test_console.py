@@ -87,12 +87,44 @@ def test_logs_go_to_stderr(job: Job) -> None:
     assert "a note" in done.stderr
 
 
-def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path, job: Job) -> None:
+PRINTING: dict[str, tuple[str, ...]] = {
+    "help": ("--help",),
+    "version": ("--version",),
+    "table": ("inspect", "MODEL"),
+    "json": ("inspect", "MODEL", "--json"),
+    "main job": ("MODEL", "--tiles", "MASKS", "-o", "OUT"),
+}
+
+
+def _printing(job: Job, what: str) -> list[str]:
+    words = {"MODEL": str(job.model), "MASKS": str(job.masks), "OUT": str(job.out)}
+    return [*COMMAND, *(words.get(word, word) for word in PRINTING[what])]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+@pytest.mark.parametrize("what", PRINTING)
+def test_a_full_disk_under_stdout_is_one_line(job: Job, what: str) -> None:
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        done = subprocess.run(
+            _printing(job, what),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            timeout=60,
+            check=False,
+            text=True,
+        )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("patch-compile: stdout | cannot be written")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("what", ["help", "json"])
+def test_a_reader_that_leaves_early_is_no_error(job: Job, what: str) -> None:
     end, stdout = os.pipe()
     os.close(end)
     try:
         done = subprocess.run(
-            [*COMMAND, "inspect", str(job.model), "--json"],
+            _printing(job, what),
             stdout=stdout,
             stderr=subprocess.PIPE,
             timeout=60,

@@ -77,17 +77,89 @@ ERRORS: dict[str, tuple[Arguments, str]] = {
     "nothing left": (lambda job: _main(job, "--ignore", "a.*,b.*"), "leave none of 2 masks"),
     "gain of 2": (lambda job: _main(job, "--min-gain", "2"), "min-gain | is 2.0"),
     "gain no number": (lambda job: _main(job, "--min-gain", "nan"), "min-gain | is nan"),
+    "gain in percent": (
+        lambda job: _main(job, "--min-gain", "5%"),
+        "min-gain | is '5%'; expected a number, as in 0.05",
+    ),
+    "a compute capability": (
+        lambda job: _main(job, "--sm", "8.6"),
+        "sm | is '8.6'; expected a whole number, as in 86 for compute capability 8.6",
+    ),
+    "a fraction in a list": (lambda job: _main(job, "--sm", "80,86.9"), "sm | is '86.9'"),
+    "a fraction in a range": (
+        lambda job: _main(job, "--batch", "1,2.5,4"),
+        "batch | is '2.5'; expected a whole number, as in 1,1,1",
+    ),
+    "an architecture twice": (
+        lambda job: _main(job, "--sm", "86,89,86"),
+        "sm | are (86, 89, 86); expected each once",
+    ),
+    "a fraction of steps": (
+        lambda job: ("learn", job.folder, "--steps", "2.5"),
+        "steps | is '2.5'; expected a whole number, as in ",
+    ),
+    "a number of no default": (
+        lambda job: ("cut", job.masks, "--sparsity", "half"),
+        "sparsity | is 'half'; expected a number, as in 0.25",
+    ),
     "unknown option": (lambda job: _main(job, "--frobnicate"), "--frobnicate"),
     "unknown choice": (lambda job: _main(job, "--lowering", "most"), '"most"'),
-    "a word too many": (lambda job: _main(job, "more"), "more"),
+    "a word too many": (lambda job: _main(job, "more"), "'more' | is a word too many"),
     "falling range": (lambda job: _main(job, "--batch", "4,2,1"), "batch | is (4, 2, 1)"),
-    "short range": (lambda job: _main(job, "--batch", "4,2"), "--batch"),
+    "short range": (
+        lambda job: _main(job, "--batch", "4,2"),
+        "batch | is '4,2'; expected 3 numbers: least, best and most, as in --batch 1,4,8",
+    ),
+    "long range": (
+        lambda job: ("build", job.model, "--sequence=1,2,3,4"),
+        "sequence | is '1,2,3,4'; expected 3 numbers",
+    ),
+    "one number for a range": (
+        lambda job: _main(job, "--batch", "4"),
+        "batch | is '4'; expected 3 numbers: least, best and most",
+    ),
+    "nothing for a range": (
+        lambda job: ("build", job.model, "--sequence"),
+        "sequence | is ''; expected 3 numbers",
+    ),
+    "flags of a verb that has none": (
+        lambda job: ("inspect", job.model, "--", "--foo"),
+        "inspect | has '--foo' behind `--`, where flags of trtexec stand",
+    ),
     "log level": (lambda job: _main(job, "--log-level", "loud"), '"loud"'),
     "output under a file": (
         lambda job: (job.model, "--tiles", job.masks, "-o", job.masks / "out"),
         "masks.json/out' | cannot be written",
     ),
     "missing config": (lambda job: _main(job, "--config", "none.toml"), "'none.toml' |"),
+    "a dry run without text": (
+        lambda job: _main(job, "--dry-run", "--quantize", "int8"),
+        "quantize | is int8, which needs text to calibrate on; give it by --data",
+    ),
+    "targets and a target": (
+        lambda job: ("plan", job.model, "--targets", "a100", "--target", "a100-bf16"),
+        "target | is 'a100-bf16', given with --targets, which compares without it",
+    ),
+    "targets and a budget": (
+        lambda job: ("plan", job.model, "--targets", "a100", "--sparsity", "0.2"),
+        "sparsity | is 0.2, given with --targets",
+    ),
+    "targets and shares": (
+        lambda job: ("plan", job.model, "--targets", "a100", "--tokens", "16:0.9,256"),
+        "tokens | has '16:0.9', and --targets predicts each number of tokens by itself",
+    ),
+    "a bundle and a folder": (
+        lambda job: ("build", job.model, "--bundle", job.folder / "out.tar", "-o", job.out),
+        "output | belongs to engines, and with --bundle none is built here",
+    ),
+    "a bundle as json": (
+        lambda job: ("build", job.model, "--bundle", job.folder / "out.tar", "--json"),
+        "json | belongs to engines, and with --bundle none is built here",
+    ),
+    "saving a config as toml": (
+        lambda job: _main(job, "--save-config", job.folder / "s.toml"),
+        "s.toml' | is no .json file, and JSON is what is written; name it 's.json'",
+    ),
     "sparsity over half": (
         lambda job: ("learn", job.folder, "--sparsity", "0.9"),
         "sparsity | is 0.9; expected a number from 0.0 to 0.5",
@@ -95,6 +167,14 @@ ERRORS: dict[str, tuple[Arguments, str]] = {
     "window over the text": (
         lambda job: ("verify", job.model, job.model, "--tiles", "infer", "--tokens", "100"),
         "tokens | is 100",
+    ),
+    "tolerance no number": (
+        lambda job: ("verify", job.model, job.model, "--tiles", job.masks, "--rtol", "nan"),
+        "rtol | is nan; expected a number from 0.0 to",
+    ),
+    "tolerance below nothing": (
+        lambda job: ("verify", job.model, job.model, "--tiles", job.masks, "--atol", "-1"),
+        "atol | is -1.0; expected a number from 0.0 to",
     ),
     "no report beside": (
         lambda job: ("verify", job.model, job.model, "--tiles", job.masks),
@@ -184,7 +264,10 @@ def test_no_arguments_print_the_help(cli: Cli) -> None:
     bare, asked = cli(), cli("--help")
     assert bare == asked
     assert (bare.code, bare.err) == (0, "")
-    assert bare.out.startswith("Usage: patch-compile")
+    assert bare.out.startswith(
+        "Usage: patch-compile [OPTIONS] --tiles MASKS MODEL\n"
+        "       patch-compile COMMAND [OPTIONS] ...\n"
+    )
     for verb in RECIPES:
         assert re.search(rf"^│ {verb}\b", bare.out, re.MULTILINE)
 
@@ -256,6 +339,31 @@ def test_an_unknown_key_of_a_config_file_is_refused(cli: Cli, job: Job) -> None:
     assert ran.code == 1
     assert "min_gian" in ran.err
     assert "config.toml" in ran.err
+    assert not job.out.exists()
+
+
+def test_a_fraction_in_a_config_file_is_refused_by_its_file(cli: Cli, job: Job) -> None:
+    config = job.folder / "config.toml"
+    config.write_text("sm = [80, 8.6]", "utf-8")
+    ran = cli(*_main(job, "--config", config))
+    assert ran.code == 1
+    assert f"sm | is '8.6' in '{config}'; expected a whole number" in ran.err
+
+
+@pytest.mark.parametrize("level", ["3", "3.0", "0x3", "+3"])
+def test_a_whole_number_may_be_written_in_any_way(cli: Cli, job: Job, level: str) -> None:
+    ran = cli(*_main(job, "--optimization-level", level))
+    assert (ran.code, ran.err) == (0, f"wrote {job.out / 'compiled.onnx'}\n")
+
+
+def test_a_table_of_no_verb_is_refused_whatever_runs(cli: Cli, job: Job) -> None:
+    config = job.folder / "config.toml"
+    config.write_text("[inspct]\njson = true", "utf-8")
+    for given in (_main(job), ("inspect", job.model)):
+        ran = cli(*given, "--config", config)
+        assert (ran.code, ran.out) == (1, "")
+        assert "has a table 'inspct', which is no verb; expected tables of bench, " in ran.err
+        assert ran.err.count("\n") == 1
     assert not job.out.exists()
 
 

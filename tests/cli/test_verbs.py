@@ -5,11 +5,13 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from patch_compile.cli import verbs
+from patch_compile.io.masks_file import save_masks
 from tests.cli.conftest import Cli, Job, Ran
-from tests.support import Linear, linear_model, random_weight
+from tests.support import Linear, linear_model, masks_of, random_mask, random_weight
 
 needs_rtx = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx is not installed"
@@ -194,6 +196,51 @@ def test_verify_of_a_restored_model_wants_its_plan(cli: Cli, job: Job) -> None:
     ran = _verify(cli, job)
     assert ran.code == 1
     assert "plan.json" in ran.err
+
+
+def _other_masks(job: Job) -> Path:
+    """Masks that fit the model and are not the job's."""
+    rng = np.random.default_rng(1)
+    path = job.folder / "other.json"
+    weight = random_weight(rng, 16, 32)
+    a, b = (
+        random_mask(rng, f"{name}.weight", weight, "weight", with_digests=False)
+        for name in "ab"
+    )
+    save_masks(masks_of(a, b), path)
+    return path
+
+
+def test_verify_refuses_masks_of_another_compile(cli: Cli, job: Job) -> None:
+    _compile(cli, job)
+    other = _other_masks(job)
+    before = job.files()
+    ran = cli("verify", job.model, job.out / "compiled.onnx", "--tiles", other)
+    assert (ran.code, ran.out) == (1, "")
+    assert f"masks '{other}' | are not those that '{job.out / 'compiled.onnx'}'" in ran.err
+    assert ran.err.count("\n") == 1
+    assert job.files() == before
+
+
+def test_verify_takes_any_masks_where_the_model_remembers_none(cli: Cli, job: Job) -> None:
+    _compile(cli, job)
+    path = job.out / "compiled.onnx"
+    proto = onnx.load(path, load_external_data=False)
+    del proto.metadata_props[:]
+    path.write_bytes(proto.SerializeToString())
+    assert _verify(cli, job).code == 0
+    assert cli("verify", job.model, path, "--tiles", _other_masks(job)).code == 2
+
+
+def test_verify_knows_inferred_masks_of_a_cast_model(cli: Cli, job: Job) -> None:
+    # fp16 makes zeros of these, and 2:4 tiles of what they are in.
+    weight = random_weight(np.random.default_rng(0), 16, 32)
+    weight[:, 2::4] = weight[:, 3::4] = 1e-9
+    linear_model([Linear("a", weight)], job.model)
+    inferred = ("--tiles", "infer", "--tile", "8x32")
+    assert cli(job.model, *inferred, "--dtype", "fp16", "-o", job.out).code == 0
+    ran = cli("verify", job.model, job.out / "compiled.onnx", "--tiles", "infer")
+    assert (ran.code, ran.err) == (0, "")
 
 
 @needs_rtx

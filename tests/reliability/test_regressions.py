@@ -138,14 +138,14 @@ def test_config_of_strange_values_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "options.yaml"
     path.write_text(text, "utf-8")
     with pytest.raises(RecipeError) as caught:
-        config_reader(path)
+        config_reader(path, ())
     assert "holds" in said(caught)
 
 
 def test_config_of_a_megabyte_is_refused(tmp_path: Path) -> None:
     (tmp_path / "options.toml").write_bytes(b"#" * (2**20 + 1))
     with pytest.raises(RecipeError, match="has 1048577 bytes; expected 1048576 at most"):
-        config_reader(tmp_path / "options.toml")
+        config_reader(tmp_path / "options.toml", ())
 
 
 @pytest.mark.parametrize(

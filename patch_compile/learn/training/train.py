@@ -108,7 +108,7 @@ class Trainer:
         if self.recipe.shard == "full":
             # DDP does this in the backward pass.
             average_gradients(self._logits())
-        norm = self.accelerator.clip_grad_norm_(self._logits(), 1.0)
+        norm: Any = self.accelerator.clip_grad_norm_(self._logits(), 1.0)
         self._check("norm of the gradients", float(norm))
         loss, penalty, density = self._mean(passes)
         with _undivided():
