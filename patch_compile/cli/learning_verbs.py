@@ -69,9 +69,7 @@ def learn(
     places = _places(output, recipe.sparsity)
     folder = run or output.with_suffix(".run")
     first = _first_process()
-    if resume and first and not (folder / "state.json").exists():
-        say(f"'{folder}' | has no checkpoint to go on from; learning starts at step 1")
-    with _kept(folder), progress_bar() as progress:
+    with _kept(folder, resumed=resume and first), progress_bar() as progress:
         found = api.learn_candidates(
             model,
             data,
@@ -92,8 +90,10 @@ def learn(
 
 
 @contextmanager
-def _kept(folder: Path) -> Iterator[None]:
-    """Says of a run that is interrupted what is left of it."""
+def _kept(folder: Path, *, resumed: bool) -> Iterator[None]:
+    """Says of a run what it goes on from, and if it is interrupted, what is left of it."""
+    if resumed and not (folder / "state.json").exists():
+        say(f"'{folder}' | has no checkpoint to go on from; learning starts at step 1")
     try:
         yield
     except KeyboardInterrupt:

@@ -78,10 +78,7 @@ def learn_gates(
         ModelError: if nothing can be pruned, or the loss is NaN or infinite.
         RuntimeUnavailable: if TensorBoard is asked for and not installed.
     """
-    if tensorboard:
-        check_board()
-    if recipe.budget is None and recipe.aim == 0:
-        raise _nothing_to_learn(recipe)
+    _check_asked(recipe, tensorboard=tensorboard)
     linears = prunable(model.module, recipe.include, recipe.ignore)
     # First, so that a geometry that does not fit is told before anything slow.
     cuts = layout(model.module, linears, recipe)
@@ -95,7 +92,6 @@ def learn_gates(
     main = accelerator.is_main_process
     with run.owned() if main else nullcontext():
         state = run.begin(resume=resume)
-        done = 0 if state is None else state.step
         # None may write a checkpoint before all have looked for one.
         accelerator.wait_for_everyone()
         start = _restart(run, linears, recipe) if state is not None else None
@@ -103,18 +99,25 @@ def learn_gates(
             start = _start(model, linears, cuts, sources, recipe, progress)
             if start.prior is not None and main:
                 run.keep_start(start.prior)
-        with (
-            _trainer(accelerator, model, linears, start, text, recipe) as trainer,
-            board(folder, done) if tensorboard and main else nullcontext() as note,
-        ):
+        with _trainer(accelerator, model, linears, start, text, recipe) as trainer:
             if state is not None:
                 state.load(start.gates, trainer.optimizer)
-                trainer.step = done
+                trainer.step = state.step
                 # The file that it maps will be deleted.
                 del state
-            _run(trainer, run, text, progress, note)
-    description = made_by(model, sources, recipe)
-    return hardened(start.gates, start.prior, linears, description)
+            with (
+                board(folder, trainer.step) if tensorboard and main else nullcontext() as note
+            ):
+                _run(trainer, run, text, progress, note)
+    return hardened(start.gates, start.prior, linears, made_by(model, sources, recipe))
+
+
+def _check_asked(recipe: LearnRecipe, *, tensorboard: bool) -> None:
+    """Tells before anything slow what cannot be had."""
+    if tensorboard:
+        check_board()
+    if recipe.budget is None and recipe.aim == 0:
+        raise _nothing_to_learn(recipe)
 
 
 def _identity(
