@@ -125,9 +125,9 @@ def test_a_folder_is_told_before_the_work(
 @pytest.mark.parametrize(
     ("place", "told"),
     [
-        ("model.onnx", "ends in no .json"),
+        ("model.onnx", "is no .json file"),
         ("masks.json", "is a file of this command, and would be overwritten"),
-        ("config.toml", "ends in no .json"),
+        ("config.toml", "is no .json file"),
         ("given.json", "is a file of this command, and would be overwritten"),
         ("hf.json", "would replace a file that is no configuration"),
         ("model.onnx/new.json", "cannot be written"),

@@ -232,7 +232,8 @@ def test_names_of_files_that_are_not_utf8(
     words = {"compile": [], "inspect": ["inspect"], "plan": ["plan"]}[verb]
     words = [*words, str(folder / STRANGE)]
     if verb != "inspect":
-        words += ["--tiles", str(tmp_path / "masks.json"), "-o", str(folder / "out")]
+        written = folder / ("out" if verb == "compile" else "out.json")
+        words += ["--tiles", str(tmp_path / "masks.json"), "-o", str(written)]
     done = patch_compile(*words)
     assert done.returncode == 0, done.stderr
     assert b"Traceback" not in done.stderr

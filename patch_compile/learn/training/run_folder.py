@@ -204,9 +204,13 @@ class RunFolder:
     def keep_start(self, prior: Masks) -> None:
         """Writes the masks that learning starts from, all tiles 2:4 and scored."""
         path = self.path / "start.json"
-        if not path.exists():
-            # A process that was killed, or a user who deleted start.json, may have left them.
-            path.with_suffix(".safetensors").unlink(missing_ok=True)
+        arrays = path.with_suffix(".safetensors")
+        if arrays.exists() and not path.exists():
+            # A process that was killed, or a user who deleted start.json, left them.
+            try:
+                arrays.unlink()
+            except OSError as error:
+                raise self._unwritable(error.strerror) from error
         save_masks(prior, path)
 
     def start(self) -> Masks | None:
