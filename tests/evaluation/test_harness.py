@@ -135,8 +135,7 @@ def test_the_questions_are_asked_without_examples(folder: Path) -> None:
 
 @needs_harness
 def test_a_group_has_a_score_of_its_own(folder: Path) -> None:
-    from lm_eval.tasks import TaskManager
-
+    manager = pytest.importorskip("lm_eval.tasks").TaskManager
     task = {
         "dataset_path": "json",
         "dataset_kwargs": {"data_files": {"test": str(folder / "ask.jsonl")}},
@@ -151,7 +150,7 @@ def test_a_group_has_a_score_of_its_own(folder: Path) -> None:
     for config in ({"task": "one", **task}, {"task": "two", **task}, group):
         name = config.get("group", config["task"])
         (folder / f"{name}.yaml").write_text(json.dumps(config), "utf-8")
-    tasks = TaskManager(include_path=str(folder)).load_task_or_group(["both"])
+    tasks = manager(include_path=str(folder)).load_task_or_group(["both"])
     found = run_tasks(SCORER, tasks, None)
     assert sorted(found) == ["both", "one", "two"]
     assert found["both"].questions == 14
@@ -160,12 +159,12 @@ def test_a_group_has_a_score_of_its_own(folder: Path) -> None:
 
 @needs_harness
 def test_a_task_that_needs_another_package_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    import lm_eval.tasks
+    harness = pytest.importorskip("lm_eval.tasks")
 
     def missing(_: Any) -> Any:
         raise ModuleNotFoundError("No module named 'langdetect'")
 
-    monkeypatch.setattr(lm_eval.tasks, "get_task_dict", missing)
+    monkeypatch.setattr(harness, "get_task_dict", missing)
     with pytest.raises(RecipeError, match=r"^task 'ifeval' \| cannot be had .* 'langdetect'"):
         load_tasks(["ifeval"], None)
 
