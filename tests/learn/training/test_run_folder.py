@@ -57,6 +57,11 @@ def test_a_checkpoint_brings_back_logits_and_adam_exactly(tmp_path: Path) -> Non
     assert state.step == 3
     adam = torch.optim.Adam(parameters_of(gates).values(), lr=0.1)
     state.load(gates, adam)
+    # Nothing holds on to the file, which the next checkpoint deletes.
+    mapped = {tensor.data_ptr() for tensor in state.tensors.values()}
+    moments = [entry["exp_avg"].data_ptr() for entry in adam.state.values()]
+    assert moments
+    assert not mapped & {*moments, *(p.data_ptr() for p in parameters_of(gates).values())}
     for parameter in parameters_of(gates).values():
         parameter.grad = torch.full_like(parameter, 4.0)
     adam.step()
