@@ -23,6 +23,18 @@ class Ran:
 
 Cli = Callable[..., Ran]
 
+# A short run of a method that learns.
+LEARN = ["--method", "topk-ste", "--tile", "band:8", "--samples", "2", "--window", "16"]
+LEARN += ["--holdout", "2"]
+
+
+def refused(ran: Ran, message: str) -> None:
+    """Checks that a command line came to one line that says `message`."""
+    assert (ran.code, ran.out) == (1, "")
+    assert ran.err.startswith("patch-compile: "), ran.err
+    assert ran.err.count("\n") == 1
+    assert message in ran.err
+
 
 @dataclass(frozen=True)
 class Job:
@@ -57,3 +69,22 @@ def job(tmp_path: Path) -> Job:
     whole = random_mask(rng, "b.weight", b, "weight", dense=np.array([[False]]))
     save_masks(masks_of(bands, whole), tmp_path / "masks.json")
     return Job(tmp_path, model, tmp_path / "masks.json", tmp_path / "out")
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Hugging Face model, not to be written to."""
+    # The base tests share this file and have no torch.
+    from patch_compile.learn.model import save_checkpoint
+    from tests.learn.tiny import tiny_model
+
+    folder = tmp_path_factory.mktemp("llama")
+    save_checkpoint(tiny_model("llama", layers=1), folder)
+    return folder
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    from tests.learn.tiny import write_text
+
+    return write_text(tmp_path / "text.txt", 900)
