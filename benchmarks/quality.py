@@ -168,7 +168,7 @@ def _learned(
 def _logged(folder: Path) -> float:
     """Returns the seconds of all steps of a run."""
     with (folder / "log.csv").open(encoding="utf-8", newline="") as file:
-        return sum(float(row["seconds"]) for row in csv.DictReader(file))
+        return sum(float(row["seconds"] or 0) for row in csv.DictReader(file))
 
 
 def _measured(

@@ -24,6 +24,10 @@ from patch_compile.tiles.promise import cut_in_time
 __all__ = ["cut", "learn"]
 
 _LEARN = LearnRecipe()
+
+# Densities closer than this are one: tiles have a size.
+_NEAR = 0.005
+
 _Output = Annotated[Path, Parameter(alias="-o")]
 
 
@@ -87,6 +91,25 @@ def learn(
     asked_masks = api.asked_masks(found, recipe)
     for path, sparsity, masks in zip(places, recipe.sparsity, asked_masks, strict=True):
         _save(masks, path, "" if recipe.budget else f" (asked {sparsity:.2%})")
+    _tell_judged(asked_masks[0])
+
+
+def _tell_judged(masks: Masks) -> None:
+    """Says what learning was worth, on text that was not learned from."""
+    judged = masks.made_by.get("held_out")
+    if judged is None:
+        return
+    start, end = judged["start"], judged["end"]
+    out.print(
+        f"held-out loss {end['loss']:.4f} nats a token at density {end['density']:.4f}; "
+        f"before learning {start['loss']:.4f} at {start['density']:.4f}"
+    )
+    # Masks that were denser before prove nothing.
+    if end["loss"] > start["loss"] and start["density"] <= end["density"] + _NEAR:
+        say(
+            "learning made the masks worse than those it started from; take more --steps or a "
+            "lower --lr, or a method of one pass"
+        )
 
 
 @contextmanager

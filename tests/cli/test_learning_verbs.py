@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 
 from patch_compile.io.load_masks import load_masks
 from patch_compile.io.masks_file import save_masks
+from patch_compile.learn.training.train import Trainer
 from tests.cli.conftest import LEARN, Cli, refused
 from tests.learn.tiny import write_text
 from tests.support import band_mask, contents, masks_of, random_weight
@@ -32,7 +33,44 @@ def test_every_sparsity_gets_a_file(cli: Cli, llama: Path, text: Path, tmp_path:
         assert masks.sparsity == pytest.approx(sparsity, abs=0.01)
         assert f"wrote {tmp_path}/masks-{sparsity:g}.json\n" in ran.err
     rows = (tmp_path / "masks.run" / "log.csv").read_text("utf-8").splitlines()
-    assert len(rows) == 3
+    # A header, what held-out windows say of the start, two steps.
+    assert len(rows) == 4
+    judged = load_masks(tmp_path / "masks-0.4.json").made_by["held_out"]
+    assert ran.out.splitlines()[-1] == (
+        f"held-out loss {judged['end']['loss']:.4f} nats a token at density "
+        f"{judged['end']['density']:.4f}; before learning {judged['start']['loss']:.4f} at "
+        f"{judged['start']['density']:.4f}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "warned"),
+    [
+        ((1.0, 0.75), (1.1, 0.75), True),
+        ((1.0, 0.75), (1.0, 0.75), False),
+        ((1.1, 0.75), (1.0, 0.75), False),
+        # Denser masks are better for free.
+        ((1.0, 0.9), (1.1, 0.75), False),
+        ((1.0, 0.7), (1.1, 0.75), True),
+    ],
+)
+def test_masks_that_learning_made_worse_are_told(
+    cli: Cli,
+    llama: Path,
+    text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    start: tuple[float, float],
+    end: tuple[float, float],
+    warned: bool,
+) -> None:
+    judged = iter([start, end])
+    monkeypatch.setattr(Trainer, "judge", lambda *_: next(judged))
+    options = [*LEARN, "--steps", "1", "-o", tmp_path / "masks.json"]
+    ran = cli("learn", llama, "--data", text, *options)
+    assert ran.code == 0
+    assert f"held-out loss {end[0]:.4f} nats a token at density {end[1]:.4f}" in ran.out
+    assert ("learning made the masks worse" in ran.err) == warned
 
 
 def test_cut_lowers_what_learn_wrote(
@@ -202,14 +240,14 @@ def test_two_processes_are_one_with_two_passes_a_step(
     for name in runs:
         (state,) = (tmp_path / f"{name}.run").glob("step-*.safetensors")
         logits.append(load_file(state))
-        assert (tmp_path / f"{name}.run" / "log.csv").read_text("utf-8").count("\n") == 5
+        assert (tmp_path / f"{name}.run" / "log.csv").read_text("utf-8").count("\n") == 6
     for key, value in logits[0].items():
         # The processes' gradients are summed in another order than the passes'.
         np.testing.assert_allclose(logits[1][key], value, rtol=1e-4, atol=1e-5)
     # One process goes on with the run of two, here straight to its masks.
     again = [*runs["one"], "--run", str(tmp_path / "two.run"), "--resume"]
     subprocess.run([sys.executable, *again], check=True, env=environment)
-    assert (tmp_path / "two.run" / "log.csv").read_text("utf-8").count("\n") == 5
+    assert (tmp_path / "two.run" / "log.csv").read_text("utf-8").count("\n") == 6
 
 
 def test_spread_weights_go_on_after_a_kill_to_what_one_process_gives(
@@ -237,7 +275,7 @@ def test_spread_weights_go_on_after_a_kill_to_what_one_process_gives(
     one = [sys.executable, *alone, str(tmp_path / "one.json"), "--accumulate", "2"]
     for words, more in (([*spread, "--resume"], asked), (one, {})):
         subprocess.run(words, check=True, env={**environment, **more})
-    assert log.read_text("utf-8").count("\n") == 13
+    assert log.read_text("utf-8").count("\n") == 14
     logits = []
     for name in ("one", "two"):
         (state,) = (tmp_path / f"{name}.run").glob("step-*.safetensors")

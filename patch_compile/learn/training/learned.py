@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,11 @@ _FREE = frozenset(
         "structure",
         "update",
     }
+)
+
+# A row of the log: of the start only the masks are known.
+_BLANK: Mapping[str, Any] = dict.fromkeys(
+    [field.name for field in fields(Record)] + ["held_out", "hard_density"], ""
 )
 
 
@@ -109,7 +114,9 @@ def learn_gates(
                 board(folder, trainer.step) if tensorboard and main else nullcontext() as note
             ):
                 _run(trainer, run, text, progress, note)
-    return hardened(start.gates, start.prior, linears, made_by(model, sources, recipe))
+        judged = {"held_out": found} if main and (found := run.judged()) else {}
+    description = {**made_by(model, sources, recipe), **judged}
+    return hardened(start.gates, start.prior, linears, description)
 
 
 def _check_asked(recipe: LearnRecipe, *, tensorboard: bool) -> None:
@@ -284,10 +291,10 @@ def _run(
     judged: dict[str, float] = {}
     logged = trainer.step
 
-    def log(record: Record, found: Mapping[str, float]) -> None:
+    def log(found: Mapping[str, float]) -> None:
         nonlocal logged
-        logged = record.step
-        row = {**asdict(record), "held_out": "", "hard_density": "", **found}
+        row = {**_BLANK, **found}
+        logged = row["step"]
         # Every process stands at the same place; one of them keeps the files.
         if main:
             run.log(row)
@@ -299,17 +306,19 @@ def _run(
         due = done or record.step % recipe.checkpoint_every == 0
         if due:
             judged.update(_judged(trainer, text))
-        log(record, judged if due else {})
+        log(asdict(record) | (judged if due else {}))
         if main and due:
             run.save(record.step, trainer.gates, trainer.optimizer)
         tell(progress if main else None, record.step, recipe.steps, _described(record, judged))
 
     try:
+        if trainer.step == 0 and (found := _judged(trainer, text)):
+            log({"step": 0, **found})
         trainer.run(after)
     except KeyboardInterrupt:
         # It may have come between a step and its row, as while the step was judged.
         if trainer.record is not None and trainer.record.step > logged:
-            log(trainer.record, {})
+            log(asdict(trainer.record))
         if main and trainer.step:
             run.save(trainer.step, trainer.gates, trainer.optimizer)
         raise

@@ -127,7 +127,7 @@ class RunFolder:
                 f"run '{self.path}' | is at step {state.step}; --resume to go on, or start "
                 "afresh in another folder"
             )
-        self.trim_log(0 if state is None else state.step)
+        self.trim_log(-1 if state is None else state.step)
         return state
 
     def save(self, step: int, gates: Mapping[str, Gate], optimizer: Any) -> None:
@@ -239,6 +239,24 @@ class RunFolder:
         except OSError as error:
             raise self._unwritable(error.strerror) from error
 
+    def judged(self) -> dict[str, dict[str, float]]:
+        """Reads from log.csv what held-out windows said of the first and the last masks.
+
+        Returns:
+            `start` and `end`, each with the `loss` in nats a token and the `density` that hard
+            masks had in the weights that learn; empty if nothing was held out, or the log
+            does not tell (any more).
+        """
+        try:
+            with (self.path / "log.csv").open(encoding="utf-8", newline="") as file:
+                rows = [row for row in csv.DictReader(file) if row["held_out"]]
+            if len(rows) < 2 or rows[0]["step"] != "0":
+                return {}
+            return {"start": _judgement(rows[0]), "end": _judgement(rows[-1])}
+        except (OSError, ValueError, KeyError, TypeError, csv.Error):
+            # Nothing depends on it: a log that was edited or deleted is no error.
+            return {}
+
     def trim_log(self, step: int) -> None:
         """Drops the rows of steps after `step`, which a resumed run takes again."""
         path = self.path / "log.csv"
@@ -254,6 +272,13 @@ class RunFolder:
             f"run '{self.path}' | cannot be written: {why}; free some space or choose another "
             "folder"
         )
+
+
+def _judgement(row: Mapping[str, str]) -> dict[str, float]:
+    loss, density = float(row["held_out"]), float(row["hard_density"])
+    if not (math.isfinite(loss) and math.isfinite(density)):
+        raise ValueError
+    return {"loss": loss, "density": density}
 
 
 def _readable(index: Any) -> bool:

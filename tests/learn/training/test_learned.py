@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from patch_compile.errors import ModelError, RecipeError
 from patch_compile.learn.model import LoadedModel, load_model
+from patch_compile.learn.text import split_windows
 from patch_compile.learn.training import learned
 from patch_compile.learn.training.learned import learn_gates
 from patch_compile.learn.training.train import Trainer
@@ -98,6 +99,36 @@ def test_one_run_gives_every_budget(
         if fewer is not None:
             assert all((a <= b).all() for a, b in zip(fewer, sparse, strict=True))
         fewer = sparse
+
+
+def test_the_start_is_judged_as_the_masks_of_one_pass(
+    model: LoadedModel, text: Path, tmp_path: Path
+) -> None:
+    recipe = _recipe(steps=40, batch=8)
+    masks = learn_gates(model, [text], recipe, tmp_path).cut(0.4)
+    held_out = split_windows(
+        [text], model.tokenizer, needed=320, window=WINDOW, holdout=4, seed=recipe.seed
+    ).held_out
+    ids = torch.from_numpy(held_out).long()
+    judged = masks.made_by["held_out"]
+    start = one_shot(
+        model, text, LearnRecipe(tile="16x16", sparsity=(0.4,), samples=16, window=WINDOW)
+    )
+    learning = [m for m in start.weights.values() if not m.dense.all()]
+    density = 1 - sum(m.zeros() for m in learning) / sum(m.keep().size for m in learning)
+    for what, expected in (("start", start), ("end", masks)):
+        loss = masked_loss(model, expected, ids)
+        assert judged[what]["loss"] == pytest.approx(loss, rel=1e-5)
+        assert judged[what]["density"] == pytest.approx(density, abs=1e-6)
+    assert judged["end"]["loss"] < judged["start"]["loss"]
+
+
+def test_nothing_held_out_is_nothing_judged(
+    model: LoadedModel, text: Path, tmp_path: Path
+) -> None:
+    found = learn_gates(model, [text], _recipe(holdout=0, steps=1), tmp_path)
+    assert "held_out" not in found.cut(0.4).made_by
+    assert [row["step"] for row in _rows(tmp_path)] == ["1"]
 
 
 def test_leap_needs_no_pattern_and_goes_beyond_a_half(

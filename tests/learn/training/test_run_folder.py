@@ -99,7 +99,44 @@ def test_rows_after_the_checkpoint_and_half_rows_go(tmp_path: Path) -> None:
     assert rows == ["step,loss", *(f"{step},0.5" for step in range(1, 11))]
 
 
-@pytest.mark.parametrize("log", ["", "step,loss\n", "not ours\nx,y\n", "step,loss\n1"])
+HEADER = "step,held_out,hard_density\n"
+
+
+def test_the_first_and_the_last_judgement_are_told(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text(f"{HEADER}0,3.5,0.75\n1,,\n2,3.25,0.5\n3,,\n", "utf-8")
+    assert RunFolder(tmp_path, IDENTITY).judged() == {
+        "start": {"loss": 3.5, "density": 0.75},
+        "end": {"loss": 3.25, "density": 0.5},
+    }
+
+
+@pytest.mark.parametrize(
+    "log",
+    [
+        None,
+        "",
+        "step,loss\n0,1\n1,2\n",
+        # Of a version that did not judge the start; without held-out windows.
+        f"{HEADER}1,,\n2,3.0,0.5\n4,3.0,0.5\n",
+        f"{HEADER}1,,\n",
+        f"{HEADER}0,3.0,0.5\n1,,\n",
+        # Edited by hand.
+        f"{HEADER}0,3.0,0.5\n1,much,0.5\n",
+        f"{HEADER}0,3.0,0.5\n1,nan,0.5\n",
+        f"{HEADER}0,3.0\n1,3.0,0.5\n",
+        b"\xff\xfe",
+    ],
+)
+def test_a_log_without_judgements_is_no_error(tmp_path: Path, log: str | bytes | None) -> None:
+    if log is not None:
+        data = log.encode() if isinstance(log, str) else log
+        (tmp_path / "log.csv").write_bytes(data)
+    assert RunFolder(tmp_path, IDENTITY).judged() == {}
+
+
+@pytest.mark.parametrize(
+    "log", ["", "step,loss\n", "0,1\n0,1\n", "not ours\nx,y\n", "step,loss\n1"]
+)
 def test_a_log_of_a_killed_run_does_not_stop_the_next(tmp_path: Path, log: str) -> None:
     (tmp_path / "log.csv").write_text(log, "utf-8")
     run = RunFolder(tmp_path, IDENTITY)

@@ -57,7 +57,7 @@ def test_an_interrupt_inside_adam_waits_for_it_and_loses_nothing(
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     _learn(tmp_path / "cut", text, resume=True)
     assert _same(_logits(tmp_path / "whole"), _logits(tmp_path / "cut"))
-    assert _steps(tmp_path / "cut") == ["1", "2", "3", "4"]
+    assert _steps(tmp_path / "cut") == ["0", "1", "2", "3", "4"]
 
 
 def _steps(folder: Path) -> list[str]:
@@ -88,7 +88,7 @@ def test_an_interrupted_judgement_keeps_the_row_of_its_step(
         patch.setattr(Trainer, "judge", interrupted)
         _learn(tmp_path / "run", text)
     _learn(tmp_path / "run", text, resume=True)
-    assert _steps(tmp_path / "run") == ["1", "2", "3", "4"]
+    assert _steps(tmp_path / "run") == ["0", "1", "2", "3", "4"]
 
 
 def test_a_thread_can_learn(text: Path, tmp_path: Path) -> None:
@@ -107,9 +107,9 @@ def test_progress_says_loss_and_densities(text: Path, tmp_path: Path) -> None:
     assert "hard" not in learning[0][2]
     # The density of the last judgement, after step 2, while step 3 goes on.
     log = (tmp_path / "run" / "log.csv").read_text("utf-8").splitlines()
-    hard = float(log[2].rpartition(",")[2])
+    hard = float(log[3].rpartition(",")[2])
     assert learning[2][2].endswith(f"(hard {hard:.3f})")
-    assert f"loss {float(log[3].split(',')[1]):.3f}, " in learning[2][2]
+    assert f"loss {float(log[4].split(',')[1]):.3f}, " in learning[2][2]
 
 
 @pytest.mark.parametrize(
