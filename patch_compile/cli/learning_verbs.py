@@ -88,10 +88,13 @@ def learn(
         return
     if checkpoint is not None:
         say(f"wrote {checkpoint}")
-    asked_masks = api.asked_masks(found, recipe)
-    for path, sparsity, masks in zip(places, recipe.sparsity, asked_masks, strict=True):
+    _save_asked(api.asked_masks(found, recipe), places, recipe)
+
+
+def _save_asked(asked: Sequence[Masks], places: Sequence[Path], recipe: LearnRecipe) -> None:
+    for path, sparsity, masks in zip(places, recipe.sparsity, asked, strict=True):
         _save(masks, path, "" if recipe.budget else f" (asked {sparsity:.2%})")
-    _tell_judged(asked_masks[0])
+    _tell_judged(asked[0])
 
 
 def _tell_judged(masks: Masks) -> None:

@@ -110,12 +110,10 @@ def learn_gates(
                 trainer.step = state.step
                 # The file that it maps will be deleted.
                 del state
-            with (
-                board(folder, trainer.step) if tensorboard and main else nullcontext() as note
-            ):
+            shown = board(folder, trainer.step) if tensorboard and main else nullcontext()
+            with shown as note:
                 _run(trainer, run, text, progress, note)
-        judged = {"held_out": found} if main and (found := run.judged()) else {}
-    description = {**made_by(model, sources, recipe), **judged}
+        description = made_by(model, sources, recipe) | (run.judged() if main else {})
     return hardened(start.gates, start.prior, linears, description)
 
 

@@ -239,23 +239,24 @@ class RunFolder:
         except OSError as error:
             raise self._unwritable(error.strerror) from error
 
-    def judged(self) -> dict[str, dict[str, float]]:
+    def judged(self) -> dict[str, dict[str, dict[str, float]]]:
         """Reads from log.csv what held-out windows said of the first and the last masks.
 
         Returns:
-            `start` and `end`, each with the `loss` in nats a token and the `density` that hard
-            masks had in the weights that learn; empty if nothing was held out, or the log
-            does not tell (any more).
+            Under `held_out`: `start` and `end`, each with the `loss` in nats a token and the
+            `density` that hard masks had in the weights that learn; empty if nothing was held
+            out, or the log does not tell (any more).
         """
         try:
             with (self.path / "log.csv").open(encoding="utf-8", newline="") as file:
                 rows = [row for row in csv.DictReader(file) if row["held_out"]]
             if len(rows) < 2 or rows[0]["step"] != "0":
                 return {}
-            return {"start": _judgement(rows[0]), "end": _judgement(rows[-1])}
+            start, end = _judgement(rows[0]), _judgement(rows[-1])
         except (OSError, ValueError, KeyError, TypeError, csv.Error):
             # Nothing depends on it: a log that was edited or deleted is no error.
             return {}
+        return {"held_out": {"start": start, "end": end}}
 
     def trim_log(self, step: int) -> None:
         """Drops the rows of steps after `step`, which a resumed run takes again."""

@@ -104,7 +104,7 @@ HEADER = "step,held_out,hard_density\n"
 
 def test_the_first_and_the_last_judgement_are_told(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text(f"{HEADER}0,3.5,0.75\n1,,\n2,3.25,0.5\n3,,\n", "utf-8")
-    assert RunFolder(tmp_path, IDENTITY).judged() == {
+    assert RunFolder(tmp_path, IDENTITY).judged()["held_out"] == {
         "start": {"loss": 3.5, "density": 0.75},
         "end": {"loss": 3.25, "density": 0.5},
     }
