@@ -172,6 +172,9 @@ class Trainer:
         for window in windows:
             ids, answers = questions(self._tensor(window[None]), self.mask_token)
             losses.append(language_loss(self._logits_of(ids), answers, None).item())
+        if self.recipe.shard == "full":
+            # No backward pass comes to free what this left gathered.
+            self.model.reshard()
         return float(np.mean(losses)), self._density()
 
     def _logits_of(self, ids: Tensor) -> Tensor:
