@@ -96,23 +96,23 @@ PRINTING: dict[str, tuple[str, ...]] = {
 }
 
 
-def _printing(job: Job, what: str) -> list[str]:
+def _printed(job: Job, what: str, stdout: Any) -> "subprocess.CompletedProcess[str]":
     words = {"MODEL": str(job.model), "MASKS": str(job.masks), "OUT": str(job.out)}
-    return [*COMMAND, *(words.get(word, word) for word in PRINTING[what])]
+    return subprocess.run(
+        [*COMMAND, *(words.get(word, word) for word in PRINTING[what])],
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        timeout=60,
+        check=False,
+        text=True,
+    )
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
 @pytest.mark.parametrize("what", PRINTING)
 def test_a_full_disk_under_stdout_is_one_line(job: Job, what: str) -> None:
     with open("/dev/full", "w", encoding="utf-8") as full:
-        done = subprocess.run(
-            _printing(job, what),
-            stdout=full,
-            stderr=subprocess.PIPE,
-            timeout=60,
-            check=False,
-            text=True,
-        )
+        done = _printed(job, what, full)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("patch-compile: stdout | cannot be written")
     assert done.stderr.count("\n") == 1
@@ -123,16 +123,10 @@ def test_a_reader_that_leaves_early_is_no_error(job: Job, what: str) -> None:
     end, stdout = os.pipe()
     os.close(end)
     try:
-        done = subprocess.run(
-            _printing(job, what),
-            stdout=stdout,
-            stderr=subprocess.PIPE,
-            timeout=60,
-            check=False,
-        )
+        done = _printed(job, what, stdout)
     finally:
         os.close(stdout)
-    assert (done.returncode, done.stderr) == (0, b"")
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_bar_goes_on_while_its_text_changes(monkeypatch: pytest.MonkeyPatch) -> None:

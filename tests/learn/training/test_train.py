@@ -81,12 +81,17 @@ def test_an_interrupt_before_the_first_step_leaves_no_checkpoint(
 def test_an_interrupted_judgement_keeps_the_row_of_its_step(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(_: Trainer, __: Any) -> Any:
-        raise KeyboardInterrupt
+    judge = Trainer.judge
+
+    def interrupted(trainer: Trainer, windows: Any) -> Any:
+        if trainer.step > 0:
+            raise KeyboardInterrupt
+        return judge(trainer, windows)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):  # noqa: PT012 # both end here
         patch.setattr(Trainer, "judge", interrupted)
         _learn(tmp_path / "run", text)
+    assert _steps(tmp_path / "run") == ["0", "1", "2"]
     _learn(tmp_path / "run", text, resume=True)
     assert _steps(tmp_path / "run") == ["0", "1", "2", "3", "4"]
 
