@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from patch_compile.api import learn_candidates as learn_candidates
     from patch_compile.api import learn_masks as learn_masks
     from patch_compile.api import learn_masks_for as learn_masks_for
+    from patch_compile.api import permute_channels as permute_channels
     from patch_compile.bench.measure import bench_models as bench_models
     from patch_compile.bench.results import BenchResult as BenchResult
     from patch_compile.calibration import calibrate as calibrate
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from patch_compile.recipe.compiling import CompileRecipe as CompileRecipe
     from patch_compile.recipe.generating import GenerateRecipe as GenerateRecipe
     from patch_compile.recipe.learning import LearnRecipe as LearnRecipe
+    from patch_compile.recipe.permuting import PermuteRecipe as PermuteRecipe
     from patch_compile.recipe.running import BenchRecipe as BenchRecipe
     from patch_compile.recipe.running import BuildRecipe as BuildRecipe
     from patch_compile.recipe.running import CalibrateRecipe as CalibrateRecipe
@@ -60,6 +62,7 @@ _HOMES = {
     "Generated": "generation",
     "LearnRecipe": "recipe",
     "Masks": "tiles.masks",
+    "PermuteRecipe": "recipe",
     "Planned": "compiler",
     "PatchCompileError": "errors",
     "QuantizeRecipe": "recipe",
@@ -82,6 +85,7 @@ _HOMES = {
     "learn_masks": "api",
     "learn_masks_for": "api",
     "load_masks": "io.load_masks",
+    "permute_channels": "api",
     "plan_model": "compiler",
     "quantize_model": "quantization",
     "save_masks": "io.masks_file",

@@ -21,11 +21,13 @@ from patch_compile.recipe import (
     BuildRecipe,
     ExportRecipe,
     LearnRecipe,
+    PermuteRecipe,
 )
 from patch_compile.tiles.masks import Masks
 
 if TYPE_CHECKING:
     from patch_compile.learn.candidates import Candidates
+    from patch_compile.learn.permute import Permuted
     from patch_compile.runtimes.engines import EngineResult
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "learn_candidates",
     "learn_masks",
     "learn_masks_for",
+    "permute_channels",
 ]
 
 Progress = Callable[[int, int, str], None]
@@ -198,6 +201,36 @@ def learn_masks_for(
         asked_masks(candidates, recipe)[0]
         for candidates, recipe in zip(ranked, recipes, strict=True)
     ]
+
+
+def permute_channels(
+    model: str,
+    data: Data,
+    output: str | Path,
+    recipe: PermuteRecipe | None = None,
+    progress: Progress | None = None,
+) -> "Permuted":
+    """Writes a checkpoint that computes what the model does, and loses less as 2:4.
+
+    Args:
+        model: a Hugging Face directory, a hub id, or a GGUF file.
+        data: see `learn_masks`.
+        output: folder for the new checkpoint, in the element type of the old one, and for
+            permutation.json, which says where each channel was.
+        recipe: see `PermuteRecipe`.
+        progress: called with (steps done, steps in all, what).
+
+    Raises:
+        ModelError: the model cannot be loaded, or has not the channels that are to move.
+        RecipeError: the text is missing or too short.
+        RuntimeUnavailable: torch or transformers is missing.
+    """
+    require("torch", "learn")
+    loaded = require("patch_compile.learn.model", "learn").load_model(model)
+    permute = require("patch_compile.learn.permute", "learn").permute_model
+    recipe = recipe or PermuteRecipe()
+    permuted: Permuted = permute(loaded, _sources(data), recipe, Path(output), progress)
+    return permuted
 
 
 def export_onnx(

@@ -22,6 +22,7 @@ from patch_compile.recipe import (
     ExportRecipe,
     GenerateRecipe,
     LearnRecipe,
+    PermuteRecipe,
     QuantizeRecipe,
     VerifyRecipe,
 )
@@ -42,6 +43,7 @@ _RECIPES = (
     ExportRecipe,
     GenerateRecipe,
     LearnRecipe,
+    PermuteRecipe,
     QuantizeRecipe,
     VerifyRecipe,
 )

@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from patch_compile import api
 from patch_compile.cli.console import out, progress_bar, say
-from patch_compile.cli.outputs import check_output
+from patch_compile.cli.outputs import check_folder, check_output
 from patch_compile.errors import RecipeError
 from patch_compile.io.load_masks import load_masks
 from patch_compile.io.masks_file import check_place, save_masks
@@ -69,7 +69,8 @@ def learn(
     """
     asked = {"run": run is not None, "resume": resume, "tensorboard": tensorboard}
     _check_run(recipe, [name for name, given in asked.items() if given])
-    _check_checkpoint(model, checkpoint)
+    if checkpoint is not None:
+        check_folder(checkpoint, model, "checkpoint")
     places = _places(output, recipe.sparsity)
     folder = run or output.with_suffix(".run")
     first = _first_process()
@@ -173,15 +174,6 @@ def _places(path: Path, sparsities: Sequence[float]) -> list[Path]:
     for place in places:
         check_place(place)
     return places
-
-
-def _check_checkpoint(model: str, folder: Path | None) -> None:
-    """Refuses to write new weights over those they are made from."""
-    if folder is not None and folder.resolve() == Path(model).resolve():
-        raise RecipeError(
-            f"checkpoint '{folder}' | is MODEL itself, whose weights would be overwritten; "
-            "choose another folder"
-        )
 
 
 def cut(

@@ -31,6 +31,7 @@ from patch_compile.cli.generate_verb import generate
 from patch_compile.cli.learning_verbs import cut, learn
 from patch_compile.cli.numbers import check_numbers
 from patch_compile.cli.outputs import Kind, check_json
+from patch_compile.cli.permute_verb import permute
 from patch_compile.cli.plan_verb import plan
 from patch_compile.cli.report_verb import report
 from patch_compile.errors import Mismatch, PatchCompileError, RecipeError
@@ -62,7 +63,7 @@ app = App(
     console=help_console,
 )
 app.default(verbs.compile_)
-for verb in (learn, cut, verbs.export, plan, verbs.inspect):
+for verb in (permute, learn, cut, verbs.export, plan, verbs.inspect):
     app.command(verb)
 app.command(build)
 app.command(results)

@@ -13,7 +13,16 @@ from patch_compile.io.atomic import check_file
 from patch_compile.io.onnx_model import external_files, load_model
 from patch_compile.parsing import DAMAGE, parse_json
 
-__all__ = ["BENCH", "COMPARISON", "PLAN", "TABLE", "Kind", "check_json", "check_output"]
+__all__ = [
+    "BENCH",
+    "COMPARISON",
+    "PLAN",
+    "TABLE",
+    "Kind",
+    "check_folder",
+    "check_json",
+    "check_output",
+]
 
 # Of an output that is an input.
 _OWN = "is read by this command, and would be overwritten; choose another name (-o)"
@@ -84,6 +93,19 @@ def check_output(
     for path in (*given, *beside):
         if _same(output, path):
             raise RecipeError(f"output '{output}' | {told}")
+
+
+def check_folder(output: Path, model: str, option: str) -> None:
+    """Refuses to write a model's new weights over those that they are made from.
+
+    Raises:
+        RecipeError: if the folder is the model's own.
+    """
+    if output.resolve() == Path(model).resolve():
+        raise RecipeError(
+            f"{option} '{output}' | is MODEL itself, whose weights would be overwritten; "
+            "choose another folder"
+        )
 
 
 def check_json(

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patch_compile.errors import ModelError, RecipeError
-from patch_compile.learn.linears import Linear, find_linears
+from patch_compile.learn.bound import Bound, bound_weights, head_width
+from patch_compile.learn.linears import Linear
 from patch_compile.recipe import LearnRecipe
 from patch_compile.tiles.geometry import Geometry, TileGrid
 from patch_compile.tiles.promise import Promise
@@ -43,61 +44,6 @@ class Layout:
     ties: NDArray[np.int32] | None = None
 
 
-@dataclass(frozen=True)
-class _Roles:
-    """Layers of one module that share an inner axis, by their names there.
-
-    Attributes:
-        rows: those that make it, as their N.
-        columns: the one that sums over it, as its K.
-        fused: how many weights lie one after the other along the N of a layer of `rows`.
-    """
-
-    rows: tuple[str, ...]
-    columns: str
-    fused: int = 1
-
-
-_QKV = ("q_proj", "k_proj", "v_proj")
-
-# What a tie binds, in the families that have each form.
-_ROLES: Mapping[str, tuple[_Roles, ...]] = {
-    "mlp": (
-        _Roles(("gate_proj", "up_proj"), "down_proj"),  # Llama, Mistral, Qwen, Gemma
-        _Roles(("c_fc",), "c_proj"),  # GPT-2
-        _Roles(("fc1",), "fc2"),  # OPT
-    ),
-    # The last of `rows` has a head of keys or values for each group.
-    "heads": (
-        _Roles(_QKV, "o_proj"),  # Llama, Mistral, Qwen, Gemma
-        _Roles(_QKV, "out_proj"),  # OPT
-        _Roles(("c_attn",), "c_proj", fused=3),  # GPT-2
-    ),
-}
-
-
-@dataclass(frozen=True)
-class _Bound:
-    """The weights of one MLP or one attention.
-
-    Attributes:
-        module: their module's path.
-        rows: names of the weights that make the inner axis.
-        columns: name of the weight that sums over it.
-        fused: as in `_Roles`.
-    """
-
-    module: str
-    rows: tuple[str, ...]
-    columns: str
-    fused: int
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """All its weights."""
-        return (*self.rows, self.columns)
-
-
 def layout(
     model: "PreTrainedModel", linears: Mapping[str, Linear], recipe: LearnRecipe
 ) -> dict[str, Layout]:
@@ -119,11 +65,11 @@ def layout(
     made = untied(linears, recipe.tile)
     count = 0
     for tie in recipe.tie:
-        for bound in _chosen(_bound(model, tie), linears, tie):
+        for bound in _chosen(bound_weights(model, tie), linears, tie):
             if tie == "mlp":
                 tied = _tied_mlp(bound, linears, recipe.tie_block, count)
             else:
-                tied = _tied_heads(bound, linears, _head(model, bound), count)
+                tied = _tied_heads(bound, linears, head_width(model, bound), count)
             made |= tied
             count += tied[bound.columns].grid.tiles[1]
     if recipe.promise is not None:
@@ -141,27 +87,7 @@ def untied(linears: Mapping[str, Linear], tile: str) -> dict[str, Layout]:
     }
 
 
-def _bound(model: "PreTrainedModel", tie: str) -> list[_Bound]:
-    """Finds what a tie knows in a model, by the names of the layers alone."""
-    names = find_linears(model)
-    modules = dict.fromkeys(name.rsplit(".", 2)[0] for name in names)
-    found = [_match(module, roles) for module in modules for roles in _ROLES[tie]]
-    bound = [each for each in found if names.keys() >= {*each.names}]
-    if not bound:
-        forms = ", or ".join("/".join((*r.rows, r.columns)) for r in _ROLES[tie])
-        raise ModelError(
-            f"model | has nothing that --tie {tie} knows among {list(names)[:3]}; expected "
-            f"linear layers named {forms} in one module; leave the tie out"
-        )
-    return bound
-
-
-def _match(module: str, roles: _Roles) -> _Bound:
-    rows = tuple(f"{module}.{row}.weight" for row in roles.rows)
-    return _Bound(module, rows, f"{module}.{roles.columns}.weight", roles.fused)
-
-
-def _chosen(bound: list[_Bound], linears: Mapping[str, Linear], tie: str) -> list[_Bound]:
+def _chosen(bound: list[Bound], linears: Mapping[str, Linear], tie: str) -> list[Bound]:
     """Takes what is to be pruned; a part of a tie alone cannot be."""
     chosen = [each for each in bound if not linears.keys().isdisjoint(each.names)]
     if not chosen:
@@ -181,7 +107,7 @@ def _chosen(bound: list[_Bound], linears: Mapping[str, Linear], tie: str) -> lis
 
 
 def _tied_mlp(
-    bound: _Bound, linears: Mapping[str, Linear], block: int, start: int
+    bound: Bound, linears: Mapping[str, Linear], block: int, start: int
 ) -> dict[str, Layout]:
     if block < 4 or block % 4:
         raise RecipeError(
@@ -194,7 +120,7 @@ def _tied_mlp(
 
 
 def _tied_heads(
-    bound: _Bound, linears: Mapping[str, Linear], head: int, start: int
+    bound: Bound, linears: Mapping[str, Linear], head: int, start: int
 ) -> dict[str, Layout]:
     last = bound.rows[-1]
     groups, rest = divmod(linears[last].shape[0], bound.fused * head)
@@ -215,19 +141,8 @@ def _tied_heads(
     return _tied(bound, linears, "heads", steps, range(start, start + groups))
 
 
-def _head(model: "PreTrainedModel", bound: _Bound) -> int:
-    """Returns the features of a head of keys or values."""
-    head: object = getattr(model.get_submodule(bound.module), "head_dim", None)
-    if not isinstance(head, int) or head < 1:
-        raise ModelError(
-            f"weight '{bound.columns}' | belongs to a module whose `head_dim` is {head!r}, so "
-            "--tie heads cannot cut it; leave the tie out"
-        )
-    return head
-
-
 def _tied(
-    bound: _Bound,
+    bound: Bound,
     linears: Mapping[str, Linear],
     geometry: str,
     steps: Mapping[str, int],

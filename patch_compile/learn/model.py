@@ -36,11 +36,13 @@ class LoadedModel:
         module: the language model, causal or masked.
         tokenizer: of that model.
         name: what people call it; never a path.
+        stored: the element type of its checkpoint, by its configuration.
     """
 
     module: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
     name: str
+    stored: str = "float32"
 
     def __post_init__(self) -> None:
         # Dropout would make masks and exported graphs random.
@@ -74,6 +76,11 @@ class LoadedModel:
         """The element type of the weights: `float32`, `float16` or `bfloat16`."""
         return str(self.module.dtype).removeprefix("torch.")
 
+    def as_stored(self) -> "LoadedModel":
+        """Returns itself with its weights, in place, of the type that its checkpoint has."""
+        self.module.to(getattr(require("torch", "learn"), self.stored))
+        return self
+
 
 @dataclass(frozen=True)
 class _Place:
@@ -102,8 +109,9 @@ def load_model(source: str, dtype: str = "fp32") -> LoadedModel:
     place = _place(source)
     with quiet():
         config = _config(place)
+        stored = _stored(place, config)
         module = _module(place, config, DTYPES[dtype])
-        return LoadedModel(module, _tokenizer(place), place.name)
+        return LoadedModel(module, _tokenizer(place), place.name, stored)
 
 
 def _place(source: str) -> _Place:
@@ -151,6 +159,12 @@ def _config(place: _Place) -> "PretrainedConfig":
             f"{_MOST_LAYERS} at most; fetch it again"
         )
     return config
+
+
+def _stored(place: _Place, config: "PretrainedConfig") -> str:
+    """What the configuration says of the weights' type; of a GGUF file it says nothing."""
+    said = str(config.dtype).removeprefix("torch.")
+    return said if said in DTYPES.values() and not place.options else "float32"
 
 
 def _is_masked(config: "PretrainedConfig") -> bool:
@@ -222,8 +236,15 @@ def _tokenizer(place: _Place) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
-def save_checkpoint(loaded: LoadedModel, folder: Path) -> None:
+def save_checkpoint(
+    loaded: LoadedModel, folder: Path, texts: Mapping[str, str] | None = None
+) -> None:
     """Writes the model and its tokenizer as a Hugging Face folder, whole or not at all.
+
+    Args:
+        loaded: the model.
+        folder: of its files.
+        texts: further files, by their names.
 
     Raises:
         ModelError: if the folder cannot be written.
@@ -232,6 +253,8 @@ def save_checkpoint(loaded: LoadedModel, folder: Path) -> None:
         try:
             loaded.module.save_pretrained(stage)
             save_companions(loaded, stage)
+            for name, text in (texts or {}).items():
+                (stage / name).write_text(text, "utf-8")
         except (OSError, SafetensorError) as error:
             raise ModelError(
                 f"output folder '{folder}' | cannot be written: {first_line(error)}; free "

@@ -7,6 +7,7 @@ arguments of the Python API; there is no second schema.
 from patch_compile.recipe.compiling import CastType, CompileRecipe
 from patch_compile.recipe.generating import GenerateRecipe
 from patch_compile.recipe.learning import LearnRecipe
+from patch_compile.recipe.permuting import PermuteRecipe
 from patch_compile.recipe.promise import promise_of
 from patch_compile.recipe.running import (
     Baseline,
@@ -30,6 +31,7 @@ __all__ = [
     "ExportRecipe",
     "GenerateRecipe",
     "LearnRecipe",
+    "PermuteRecipe",
     "QuantizeRecipe",
     "VerifyRecipe",
     "promise_of",

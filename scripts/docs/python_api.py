@@ -22,6 +22,7 @@ TYPES: Mapping[str, tuple[str, ...]] = {
     "patch_compile.quantization": ("Quantized",),
     "patch_compile.evaluation.results": (),
     "patch_compile.learn.candidates": ("Candidates",),
+    "patch_compile.learn.permute": ("Permuted", "Reordered"),
     "patch_compile.runtimes.engines": ("EngineResult",),
     "patch_compile.runtimes.evidence": (),
     "patch_compile.joining": ("Joined", "WeightJoin", "PieceJoin", "PieceSite"),

@@ -173,9 +173,9 @@ def test_model_without_what_a_tie_knows_is_refused() -> None:
     module = transformers.GPTNeoXForCausalLM(config)
     model = LoadedModel(module, tiny_tokenizer(), "neox")
     text = _refusal(model, ModelError, tie=("mlp",))
-    assert text.startswith("model | has nothing that --tie mlp knows among ['gpt_neox.layers.")
+    assert text.startswith("model | has no 'mlp' that is known among ['gpt_neox.layers.")
     assert "expected linear layers named gate_proj/up_proj/down_proj, or c_fc/c_proj" in text
-    assert "in one module; leave the tie out" in text
+    assert "in one module; leave 'mlp' out" in text
 
 
 @pytest.mark.parametrize("block", [0, 2, 6, 66])
@@ -205,7 +205,7 @@ def test_heads_that_part_a_group_of_four_are_refused() -> None:
     [
         (
             None,
-            "o_proj.weight' | belongs to a module whose `head_dim` is None, so --tie heads",
+            "o_proj.weight' | belongs to a module whose `head_dim` is None; expected the",
         ),
         (24, "v_proj.weight' | has 32 out features; expected whole heads of 1 x 24"),
     ],
