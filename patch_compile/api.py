@@ -125,6 +125,7 @@ def learn_candidates(
     require("torch", "learn")
     recipe = recipe or LearnRecipe()
     _check_checkpoint(recipe, checkpoint)
+    require("patch_compile.learn.precision", "learn").warn_if_slow(recipe.precision)
     loaded = require("patch_compile.learn.model", "learn").load_model(model)
     if checkpoint is not None:
         updating = require("patch_compile.learn.update", "learn")

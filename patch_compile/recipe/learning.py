@@ -77,7 +77,8 @@ class LearnRecipe:
         norm_weight: weight of the term that keeps large weights; by default the method's own.
         norm_term: `code`, the sum of the weights' norms, fading out, as PATCH's authors run
             it; `paper`, squared norms over all weights, far worse with their own weight.
-        precision: of the forward and backward pass; logits and Adam stay fp32.
+        precision: of the forward and backward pass; logits and Adam stay fp32. `bf16` is slow
+            on processors that have no instructions for it, and that is told.
         recompute: recompute activations in the backward pass, where the model has blocks that
             can: less memory, more time.
         shard: of several processes: `none`, each holds all weights of the model; `full`, each
