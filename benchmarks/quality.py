@@ -1,14 +1,15 @@
 """What masks cost in perplexity: methods, geometries and budgets on one model.
 
     python benchmarks/quality.py MODEL --train TEXT [TEXT ...] --test TEXT [--rows GLOB ...]
-        [--tasks FOLDER --limit N]
+        [--tasks FOLDER --limit N] [--label WORD] [--precision fp32]
 
 Every run learns masks on the training texts. Each sparsity cut from it is a row: the masks are
 applied to the dense weights, and perplexity is measured on the first tokens of the test text,
 in windows of 512 that do not overlap, no special tokens, a last part dropped. Rows are merged
 into results/quality.json, so that runs can be done one by one; a learned run's checkpoints and
 log stay in --runs, and it goes on from there. With --tasks the same masks answer the first
-questions of every zero-shot task of the folder.
+questions of every zero-shot task of the folder. Another form of the model, as `permute` writes
+it, gets rows of its own by --label permuted.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,10 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("quality-runs"))
     parser.add_argument("--tasks", type=Path, help="folder of task files, NAME.jsonl")
     parser.add_argument("--limit", type=int, default=200, help="questions of each task")
+    parser.add_argument(
+        "--label", help="before the names of the rows: of another form of MODEL"
+    )
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="bf16")
     options = parser.parse_args()
     model = load_model(str(options.model))
     windows = text_windows(
@@ -129,19 +134,36 @@ def main() -> None:
     )
     dense = loss_of(model, windows)
     row = {"tokens": options.tokens, "perplexity": math.exp(dense)}
-    _report("dense", {**row, **_accuracy(options.model, None, options)})
+    _report(_named("dense", options), {**row, **_accuracy(options.model, None, options)})
     for name, recipe in RUNS.items():
         if any(fnmatch(name, glob) for glob in options.rows):
-            found, weights, known = _learned(name, recipe, options)
-            pruned = load_model(str(weights)) if recipe.update else model
-            for sparsity in recipe.sparsity:
-                masks = found.cut(sparsity)
-                row = _measured(pruned, windows, masks, sparsity)
-                row |= _accuracy(weights, masks, options)
-                row["excess"] = math.log(row["perplexity"]) - dense
-                # A run of one sparsity lends its row its name.
-                several = f" {sparsity * 100:g}%" if len(recipe.sparsity) > 1 else ""
-                _report(f"{name}{several}", {"run": name, **row, **known})
+            if recipe.learns:
+                recipe = replace(recipe, precision=options.precision)
+            _run_rows(_named(name, options), recipe, model, windows, dense, options)
+
+
+def _named(name: str, options: argparse.Namespace) -> str:
+    return f"{options.label} {name}" if options.label else name
+
+
+def _run_rows(
+    name: str,
+    recipe: LearnRecipe,
+    model: LoadedModel,
+    windows: NDArray[np.int64],
+    dense: float,
+    options: argparse.Namespace,
+) -> None:
+    found, weights, known = _learned(name, recipe, options)
+    pruned = load_model(str(weights)) if recipe.update else model
+    for sparsity in recipe.sparsity:
+        masks = found.cut(sparsity)
+        row = _measured(pruned, windows, masks, sparsity)
+        row |= _accuracy(weights, masks, options)
+        row["excess"] = math.log(row["perplexity"]) - dense
+        # A run of one sparsity lends its row its name.
+        several = f" {sparsity * 100:g}%" if len(recipe.sparsity) > 1 else ""
+        _report(f"{name}{several}", {"run": name, **row, **known})
 
 
 def _learned(
