@@ -4,8 +4,9 @@ N: out features. K: in features. R: rows of the weights that read an axis.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,17 +110,28 @@ def permute_model(
     costs = _Costs.of(model, axes, text, progress)
     expected = _logits(model, text[0])
     rng = np.random.default_rng(recipe.seed)
-    made = []
-    for done, axis in enumerate(axes):
-        tell(progress, done, len(axes), f"ordering channels of {axis.name}")
-        made.append(_reorder(axis, costs, recipe.rounds, rng))
-    tell(progress, len(axes), len(axes), "ordering channels")
+    rounds = _rounds(axes, recipe.rounds, progress)
+    made = [_reorder(axis, costs, rounds, rng) for axis in axes]
     largest = float(expected.abs().max())
     difference = float((_logits(model, text[0]) - expected).abs().max())
     _check_same(difference, largest)
     permuted = Permuted(tuple(made), difference, largest)
     save_checkpoint(model.as_stored(), folder, {RECORD: _record(permuted, recipe)})
     return permuted
+
+
+def _rounds(
+    axes: Sequence[Axis], rounds: int, progress: Progress | None
+) -> Callable[[], Iterator[None]]:
+    """Returns what counts the rounds of one part, and tells how many of all are done."""
+    total, done = rounds * sum(axis.parts for axis in axes), count()
+
+    def of_part() -> Iterator[None]:
+        for _ in range(rounds):
+            tell(progress, next(done), total, "ordering channels")
+            yield
+
+    return of_part
 
 
 def _check_same(difference: float, largest: float) -> None:
@@ -183,24 +195,52 @@ class _Costs:
             self.outputs[writer.name] = self.outputs[writer.name][index]
 
 
-def _reorder(axis: Axis, costs: _Costs, rounds: int, rng: np.random.Generator) -> Reordered:
+def _reorder(
+    axis: Axis, costs: _Costs, rounds: Callable[[], Iterator[None]], rng: np.random.Generator
+) -> Reordered:
     cost, share = _of_readers(axis, costs, rng)
-    made_by = _of_writers(axis, costs)
-    orders, before, after = [], 0.0, 0.0
-    for part in range(axis.parts):
-        mine = cost[:, part].flatten(0, 1)
-        order = np.arange(axis.width, dtype=np.int64)
-        before += float(lost_of_groups(mine).sum()) * share
-        for _ in range(rounds):
-            order = exchange_channels(mine, order, rng)
-        lost = lost_of_groups(mine[:, order]) * share
-        after += float(lost.sum())
-        dearest = lost + made_by[part][order].reshape(-1, 4).sum(1)
-        orders.append(order.reshape(-1, 4)[np.argsort(-dearest, kind="stable")].ravel())
-    found = np.stack(orders)
-    axis.apply(found)
-    costs.apply(axis, found)
-    return Reordered(axis.kind, axis.name, found, before, after)
+    beside = _of_writers(axis, costs) / share
+    parts = [cost[:, part].flatten(0, 1) for part in range(axis.parts)]
+    order = np.stack(
+        [
+            _ordered(mine, other, rounds(), rng)
+            for mine, other in zip(parts, beside, strict=True)
+        ]
+    )
+    stay = np.tile(np.arange(axis.width), (axis.parts, 1))
+    before, after = (share * _lost(parts, now) for now in (stay, order))
+    axis.apply(order)
+    costs.apply(axis, order)
+    return Reordered(axis.kind, axis.name, order, before, after)
+
+
+def _ordered(
+    cost: "Tensor",
+    beside: NDArray[np.float64],
+    rounds: Iterable[None],
+    rng: np.random.Generator,
+) -> NDArray[np.int64]:
+    """Orders the channels of a part: groups that lose least, the dearest of them first.
+
+    Args:
+        cost: float32 (R, width), of the weights that read the channels.
+        beside: float64 (width,), what the weights that make each channel would lose.
+        rounds: of exchange.
+        rng: draws them.
+    """
+    order = np.arange(cost.shape[1], dtype=np.int64)
+    for _ in rounds:
+        order = exchange_channels(cost, order, rng)
+    groups = order.reshape(-1, 4)
+    lost = lost_of_groups(cost[:, order]) + beside[groups].sum(1)
+    ordered: NDArray[np.int64] = groups[np.argsort(-lost, kind="stable")].ravel()
+    return ordered
+
+
+def _lost(costs: Sequence["Tensor"], order: NDArray[np.int64]) -> float:
+    """Sums what 2:4 loses in all parts, each float32 (R, width)."""
+    pairs = zip(costs, order, strict=True)
+    return sum(float(lost_of_groups(cost[:, now]).sum()) for cost, now in pairs)
 
 
 def _of_readers(axis: Axis, costs: _Costs, rng: np.random.Generator) -> tuple["Tensor", float]:

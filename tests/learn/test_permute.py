@@ -104,6 +104,17 @@ def test_record_says_where_each_channel_was(text: Path, tmp_path: Path) -> None:
     assert torch.equal(now["model.norm.weight"], before["model.norm.weight"][stream])
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_what_is_known_of_weights_moves_with_their_channels(
+    kind: str, text: Path, tmp_path: Path
+) -> None:
+    """An axis loses what it would have lost, had the residual stream not moved before."""
+    every, _ = _permuted(tiny_model(kind), text, tmp_path / "every")
+    inner, _ = _permuted(tiny_model(kind), text, tmp_path / "inner", ("mlp", "heads"))
+    before = {axis.name: axis.before for axis in every.axes if axis.kind != "residual"}
+    assert before == pytest.approx({axis.name: axis.before for axis in inner.axes}, rel=1e-5)
+
+
 def test_dearest_groups_come_first(text: Path, tmp_path: Path) -> None:
     told, after = _permuted(tiny_model("gpt2"), text, tmp_path, ("mlp",))
     weight = find_linears(after.module)["transformer.h.0.mlp.c_proj.weight"].array()
