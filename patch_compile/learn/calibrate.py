@@ -34,12 +34,14 @@ class Statistics:
         moments: float64 (K,), the sum over all tokens of x^2, x the layer's input.
         fisher: float32 (N, K), the sum over windows of g^2, g the gradient of a window's
             mean loss in nats; the diagonal of the empirical Fisher matrix.
+        fisher_rows: float64 (N,), the same summed over K, at a fraction of the memory.
         grams: float32 (K, K), X^T X, X (tokens, K) the layer's input; layers that read the
             same tensor have the same array.
     """
 
     moments: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     fisher: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    fisher_rows: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     grams: dict[str, NDArray[np.float32]] = field(default_factory=dict)
 
 
@@ -49,7 +51,8 @@ def calibrate(
     windows: NDArray[np.int64],
     *,
     moments: bool,
-    fisher: bool,
+    fisher: bool = False,
+    fisher_rows: bool = False,
     grams: bool = False,
     bf16: bool = False,
     mask_token: int | None = None,
@@ -57,8 +60,9 @@ def calibrate(
 ) -> Statistics:
     """Runs the model over windows, one at a time, and sums what the linears see.
 
-    Without `fisher` there is no backward pass. With it, peak memory is that of a forward
-    pass and one float32 copy of the weights: each gradient is freed as soon as it is added.
+    Without `fisher` and `fisher_rows` there is no backward pass. With `fisher`, peak memory is
+    that of a forward pass and one float32 copy of the weights: each gradient is freed as soon
+    as it is added.
     `grams` take 4 K^2 bytes for every distinct input: 0.4 GB for SmolLM2-135M.
 
     Args:
@@ -67,6 +71,7 @@ def calibrate(
         windows: token numbers, int64 (W, T).
         moments: sum the squared inputs.
         fisher: sum the squared gradients.
+        fisher_rows: sum them over the in features as well.
         grams: sum the products of all pairs of inputs.
         bf16: run the passes in bf16; the sums stay as they are.
         mask_token: of a masked language model, whose loss is that of hidden tokens.
@@ -77,21 +82,24 @@ def calibrate(
             layer sees no input.
     """
     _check_tokens(model, windows)
-    _check_type(model, fisher)
+    backward = fisher or fisher_rows
+    _check_type(model, backward)
     seen = _zero_moments(model, linears) if moments else {}
     squares = _zero_squares(linears) if fisher else {}
+    rows = _zero_rows(model, linears) if fisher_rows else {}
     products = Grams(linears if grams else {})
     with ExitStack() as watch:
         watch.enter_context(_watched_inputs(linears, seen))
         watch.enter_context(products.watch())
-        watch.enter_context(_watched_gradients(model, linears, squares))
+        watch.enter_context(_watched_gradients(model, linears, squares, rows))
         for done, window in enumerate(windows):
             tell(progress, done, len(windows), "calibrating")
-            _run(model, window, mask_token, backward=fisher, bf16=bf16)
+            _run(model, window, mask_token, backward=backward, bf16=bf16)
     tell(progress, len(windows), len(windows), "calibrating")
     statistics = Statistics(
         {name: moment.cpu().numpy() for name, moment in seen.items()},
         {name: linears[name].matrix(square).cpu().numpy() for name, square in squares.items()},
+        {name: sums.cpu().numpy() for name, sums in rows.items()},
         products.arrays(),
     )
     _check_seen(statistics)
@@ -134,6 +142,14 @@ def _zero_squares(linears: Mapping[str, Linear]) -> dict[str, "Tensor"]:
     }
 
 
+def _zero_rows(model: "PreTrainedModel", linears: Mapping[str, Linear]) -> dict[str, "Tensor"]:
+    torch = require("torch", "learn")
+    return {
+        name: torch.zeros(linear.shape[0], dtype=torch.float64, device=model.device)
+        for name, linear in linears.items()
+    }
+
+
 @contextmanager
 def _watched_inputs(
     linears: Mapping[str, Linear], seen: Mapping[str, "Tensor"]
@@ -156,15 +172,19 @@ def _add_moment(moment: "Tensor", _module: "nn.Module", inputs: tuple["Tensor", 
 
 @contextmanager
 def _watched_gradients(
-    model: "PreTrainedModel", linears: Mapping[str, Linear], squares: Mapping[str, "Tensor"]
+    model: "PreTrainedModel",
+    linears: Mapping[str, Linear],
+    squares: Mapping[str, "Tensor"],
+    rows: Mapping[str, "Tensor"],
 ) -> Iterator[None]:
     """Lets only the watched weights require gradients, and squares and frees those."""
     before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     model.requires_grad_(False)
     handles: list[Any] = []
-    for name, square in squares.items():
+    for name in {**squares, **rows}:
         weight: Any = linears[name].weight.requires_grad_(True)
-        handles.append(weight.register_post_accumulate_grad_hook(partial(_add_square, square)))
+        take = partial(_take_gradient, linears[name], squares.get(name), rows.get(name))
+        handles.append(weight.register_post_accumulate_grad_hook(take))
     try:
         yield
     finally:
@@ -174,10 +194,15 @@ def _watched_gradients(
             parameter.requires_grad_(required)
 
 
-def _add_square(square: "Tensor", weight: "Tensor") -> None:
+def _take_gradient(
+    linear: Linear, square: "Tensor | None", rows: "Tensor | None", weight: "Tensor"
+) -> None:
     assert weight.grad is not None
     gradient = weight.grad.float()
-    square.addcmul_(gradient, gradient)
+    if square is not None:
+        square.addcmul_(gradient, gradient)
+    if rows is not None:
+        rows += linear.matrix(gradient).square().sum(1, dtype=rows.dtype)
     weight.grad = None
 
 
@@ -205,7 +230,7 @@ def _run(
 
 
 def _check_seen(statistics: Statistics) -> None:
-    for sums in (statistics.moments, statistics.fisher):
+    for sums in (statistics.moments, statistics.fisher, statistics.fisher_rows):
         for name, values in sums.items():
             if not values.any():
                 raise ModelError(idle(name))

@@ -170,14 +170,14 @@ class _Costs:
     ) -> "_Costs":
         linears = {each.name: each for axis in axes for each in (*axis.readers, *axis.writers)}
         found = calibrate(
-            model.module, linears, text, moments=True, fisher=True, progress=progress
+            model.module, linears, text, moments=True, fisher_rows=True, progress=progress
         )
         torch = require("torch", "learn")
         costs = cls({}, {})
         for name, moment in found.moments.items():
-            rows = found.fisher.pop(name).sum(1, dtype=np.float64)
+            outputs = found.fisher_rows[name] / moment.sum()
             costs.inputs[name] = torch.from_numpy(moment).float()
-            costs.outputs[name] = torch.from_numpy(rows / moment.sum()).float()
+            costs.outputs[name] = torch.from_numpy(outputs).float()
         return costs
 
     def of_weight(self, linear: Linear, rows: NDArray[np.int64] | slice) -> "Tensor":

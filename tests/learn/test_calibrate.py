@@ -27,13 +27,13 @@ def _calibrated(
     *,
     moments: bool = True,
     fisher: bool = True,
+    fisher_rows: bool = False,
     grams: bool = False,
     bf16: bool = False,
 ) -> Statistics:
     linears = prunable(model.module)
-    return calibrate(
-        model.module, linears, windows, moments=moments, fisher=fisher, grams=grams, bf16=bf16
-    )
+    asked = {"moments": moments, "fisher": fisher, "fisher_rows": fisher_rows}
+    return calibrate(model.module, linears, windows, **asked, grams=grams, bf16=bf16)
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2"])
@@ -55,6 +55,19 @@ def test_fisher_is_the_sum_of_squared_gradients(kind: str, windows: NDArray[np.i
         assert fisher.dtype == np.float32
         # The same float32 gradients; only the order of three additions may differ.
         np.testing.assert_allclose(fisher, expected[name], rtol=1e-4, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("fisher", [True, False])
+def test_rows_of_the_fisher_are_its_sums_over_in_features(
+    kind: str, fisher: bool, windows: NDArray[np.int64]
+) -> None:
+    expected = _calibrated(tiny_model(kind), windows).fisher
+    found = _calibrated(tiny_model(kind), windows, fisher=fisher, fisher_rows=True)
+    assert found.fisher.keys() == (expected.keys() if fisher else set())
+    assert found.fisher_rows.keys() == expected.keys()
+    for name, rows in found.fisher_rows.items():
+        np.testing.assert_allclose(rows, expected[name].sum(1, dtype=np.float64), rtol=1e-5)
 
 
 def test_bf16_rounds_passes_and_not_sums(windows: NDArray[np.int64]) -> None:
