@@ -32,8 +32,16 @@ def _calibrated(
     bf16: bool = False,
 ) -> Statistics:
     linears = prunable(model.module)
-    asked = {"moments": moments, "fisher": fisher, "fisher_rows": fisher_rows}
-    return calibrate(model.module, linears, windows, **asked, grams=grams, bf16=bf16)
+    return calibrate(
+        model.module,
+        linears,
+        windows,
+        moments=moments,
+        fisher=fisher,
+        fisher_rows=fisher_rows,
+        grams=grams,
+        bf16=bf16,
+    )
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2"])

@@ -1,13 +1,16 @@
-"""A tiny model that has learned something, so that masks can cost it."""
+"""A tiny model that has learned something, so that masks can cost it, and runs on it."""
 
+import csv
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 
 from patch_compile.learn.linears import find_linears
 from patch_compile.learn.model import LoadedModel, save_checkpoint
+from patch_compile.recipe import LearnRecipe
 from patch_compile.tiles.masks import Masks
 from tests.learn.tiny import tiny_model
 
@@ -55,3 +58,39 @@ def masked_loss(model: LoadedModel, masks: Masks, ids: Any = None) -> float:
     for name, weight in before.items():
         linears[name].weight.copy_(weight)
     return loss
+
+
+# Rates that move logits far enough in a few steps; the methods' own are for thousands.
+METHODS: dict[str, dict[str, Any]] = {
+    "topk-ste": {"lr": 0.05},
+    "maskllm": {"lr": 0.02, "norm_weight": 0.1},
+    "patch-tile": {"lr": 0.01},
+    "patch-joint": {"lr": 0.02, "norm_weight": 0.1},
+    "leap": {"lr": 0.02, "norm_weight": 0.1},
+}
+
+
+def run_recipe(method: str = "topk-ste", **options: Any) -> LearnRecipe:
+    base: dict[str, Any] = {
+        "method": method,
+        "tile": "16x16",
+        "sparsity": (0.4,),
+        "samples": 16,
+        "window": WINDOW,
+        "steps": 6,
+        "batch": 2,
+        "holdout": 4,
+        "checkpoint_every": 3,
+        **METHODS[method],
+    }
+    return LearnRecipe(**{**base, **options})
+
+
+def run_logits(folder: Path) -> dict[str, Any]:
+    (arrays,) = folder.glob("step-*.safetensors")
+    return load_file(arrays)
+
+
+def log_rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "log.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
