@@ -44,9 +44,10 @@ def permute(
     for kind in recipe.axes:
         axes = [axis for axis in permuted.axes if axis.kind == kind]
         before, after = (sum(getattr(a, at) for a in axes) for at in ("before", "after"))
+        saved = 1 - after / before if before else 0.0
         out.print(
             f"{_CALLED[kind]}: {sum(axis.order.size for axis in axes)} channels, what 2:4 "
-            f"costs in the weights that read them falls by {1 - after / before:.1%}"
+            f"costs in the weights that read them falls by {saved:.1%}"
         )
     out.print(
         f"largest difference of a logit {permuted.difference:.2g}, "

@@ -105,8 +105,8 @@ def find_axes(model: "PreTrainedModel", kinds: Sequence[str]) -> list[Axis]:
             MLP; `heads`, the values of each attention, within each head.
 
     Raises:
-        ModelError: if the model has no axis of a kind, or may have weights on it that are not
-            known.
+        ModelError: if the model has no axis of a kind, or one that groups of four do not fill,
+            or may have weights on it that are not known.
     """
     linears = find_linears(model)
     found: list[Axis] = []
@@ -117,6 +117,12 @@ def find_axes(model: "PreTrainedModel", kinds: Sequence[str]) -> list[Axis]:
     if "heads" in kinds:
         bounds = bound_weights(model, "heads")
         found += [_heads(bound, linears, head_width(model, bound)) for bound in bounds]
+    for axis in found:
+        if axis.width % 4:
+            raise ModelError(
+                f"model | has {axis.width} channels in a part of '{axis.name}'; expected a "
+                f"multiple of 4, as groups have; leave '{axis.kind}' out"
+            )
     return found
 
 
@@ -131,11 +137,10 @@ def _heads(bound: Bound, linears: Mapping[str, Linear], width: int) -> Axis:
     reader, values = linears[bound.columns], linears[bound.rows[-1]]
     size = values.shape[0] // bound.fused
     parts, repeat = size // width, reader.shape[1] // size
-    if parts * width != size or repeat * size != reader.shape[1] or width % 4:
+    if parts * width != size or repeat * size != reader.shape[1]:
         raise ModelError(
             f"weight '{bound.columns}' | has {reader.shape[1]} in features for {size} of "
-            f"values, in heads of {width}; expected whole heads of a multiple of 4; leave "
-            "'heads' out"
+            f"values, in heads of {width}; expected whole heads; leave 'heads' out"
         )
     first = size * (bound.fused - 1)
     return Axis("heads", bound.module, parts, width, (reader,), (values,), repeat, first)

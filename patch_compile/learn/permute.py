@@ -261,8 +261,12 @@ def _of_writers(axis: Axis, costs: _Costs) -> NDArray[np.float64]:
     """Returns what each channel's rows of the writers would lose, float64 (parts, width)."""
     size = axis.parts * axis.width
     mine = slice(axis.first, axis.first + size)
-    lost = sum(lost_of_rows(costs.of_weight(writer, mine)) for writer in axis.writers)
-    return np.asarray(lost, np.float64).reshape(axis.parts, axis.width)
+    lost = np.zeros(size)
+    for writer in axis.writers:
+        # Others stay dense, see `prunable`.
+        if writer.shape[1] % 4 == 0:
+            lost += lost_of_rows(costs.of_weight(writer, mine))
+    return lost.reshape(axis.parts, axis.width)
 
 
 def _logits(model: LoadedModel, window: NDArray[np.int64]) -> "Tensor":

@@ -16,7 +16,14 @@ from patch_compile.learn.linears import find_linears
 from patch_compile.learn.model import LoadedModel, load_model, save_checkpoint
 from patch_compile.learn.permute import RECORD, Permuted, permute_model
 from patch_compile.recipe import LearnRecipe, PermuteRecipe
-from tests.learn.tiny import one_shot, random_ids, tiny_model, tiny_tokenizer, write_text
+from tests.learn.tiny import (
+    one_shot,
+    random_ids,
+    tiny_config,
+    tiny_model,
+    tiny_tokenizer,
+    write_text,
+)
 from tests.learn.training.taught import masked_loss, taught_model, write_counting
 
 KINDS = [
@@ -209,6 +216,28 @@ def test_weights_that_are_not_known_are_refused(text: Path, tmp_path: Path) -> N
     inside.module.get_submodule("model.layers.0.self_attn").add_module("gate", odd)
     message = _refusal(inside, text, tmp_path)
     assert message.startswith("weight 'model.layers.0.self_attn.gate.weight' | is not known")
+
+
+def test_axis_that_groups_do_not_fill_is_refused(text: Path, tmp_path: Path) -> None:
+    config = tiny_config("llama")
+    config.intermediate_size = 170
+    module = transformers.LlamaForCausalLM(config)
+    message = _refusal(LoadedModel(module, tiny_tokenizer(), "odd"), text, tmp_path)
+    assert message == (
+        "model | has 170 channels in a part of 'model.layers.0.mlp'; expected a multiple of "
+        "4, as groups have; leave 'mlp' out"
+    )
+    again = LoadedModel(transformers.LlamaForCausalLM(config), tiny_tokenizer(), "odd")
+    told, _ = _permuted(again, text, tmp_path, ("residual", "heads"))
+    assert {axis.kind for axis in told.axes} == {"residual", "heads"}
+
+
+def test_heads_that_do_not_divide_values_are_refused(text: Path, tmp_path: Path) -> None:
+    model = tiny_model(layers=1)
+    attention: Any = model.module.get_submodule("model.layers.0.self_attn")
+    attention.head_dim = 24
+    message = _refusal(model, text, tmp_path, ("heads",))
+    assert message.endswith("in heads of 24; expected whole heads; leave 'heads' out")
 
 
 def test_stream_of_two_widths_is_refused(text: Path, tmp_path: Path) -> None:
