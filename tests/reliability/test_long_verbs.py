@@ -41,6 +41,10 @@ COMMANDS: dict[str, tuple[str, ...]] = {
         *(*_LEARN, "--method", "topk-ste", "--steps", "2", "--holdout", "1"),
         *_FEW,
     ),
+    "permute": (
+        *("permute", "@hf", "--data", "@text.txt", "--rounds", "1"),
+        *("--samples", "2", "--window", "16", "-o", "!"),
+    ),
     "build": ("build", "!compiled.onnx", "--sm", "86"),
     "quantize": (*_COMPILE, "--quantize", "int8", *_TEXT),
     "export": ("export", "@hf", "-o", "!model.onnx"),
