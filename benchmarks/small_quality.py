@@ -5,7 +5,8 @@
 2,000 steps of one window each, as PATCH's authors run it, on four fifths of the stories; loss
 on the last fifth, in windows of 256. `plain` is the paper's equations with the authors'
 schedules in whole tensors (plain_patch.py), given the same text, steps and seeds, and cut to
-the same sparsity by its logits. Rows are merged into results/small_quality.json.
+the same sparsity by its logits. `permuted` rows are of the model after `permute`, on the same
+text with the same seed. Rows are merged into results/small_quality.json.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 from plain_patch import PlainMasked, replace_linears
 from quality import loss_of, masked
 
-from patch_compile import LearnRecipe, learn_candidates
+from patch_compile import LearnRecipe, PermuteRecipe, learn_candidates, permute_channels
 from patch_compile.learn.linears import prunable
 from patch_compile.learn.model import LoadedModel, load_model
 from patch_compile.learn.text import windows
@@ -48,6 +49,10 @@ _LEARNED: Mapping[str, Mapping[str, Any]] = {
     "wanda": {"method": "wanda"},
     "descent": {"method": "descent"},
     "sparsegpt": {"method": "sparsegpt"},
+    "permuted wanda": {"method": "wanda"},
+    "permuted topk-ste": {"method": "topk-ste", "lr": 0.01},
+    "permuted topk-ste, whole weights": {"method": "topk-ste", "lr": 0.01, "tile": "weight"},
+    "permuted patch-joint, distilled": {"method": "patch-joint", "distill": True},
 }
 _PLAIN = ("plain patch-tile", "plain patch-joint")
 
@@ -107,9 +112,14 @@ def _ours(
     recipe = LearnRecipe(
         **{**options, **_LEARNED[name], "sparsity": (sparsity,), "seed": seed}
     )
-    with tempfile.TemporaryDirectory() as run:
-        found = learn_candidates(model, [train], recipe, run=run if recipe.learns else None)
-    loaded = load_model(model)
+    with tempfile.TemporaryDirectory() as folder:
+        if name.startswith("permuted"):
+            order = PermuteRecipe(samples=64, window=_WINDOW, seed=seed)
+            permute_channels(model, train, f"{folder}/permuted", order)
+            model = f"{folder}/permuted"
+        run = f"{folder}/run" if recipe.learns else None
+        found = learn_candidates(model, [train], recipe, run=run)
+        loaded = load_model(model)
     with masked(loaded, found.cut(sparsity)):
         return loss_of(loaded, judged)
 

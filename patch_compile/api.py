@@ -125,6 +125,8 @@ def learn_candidates(
     require("torch", "learn")
     recipe = recipe or LearnRecipe()
     _check_checkpoint(recipe, checkpoint)
+    if checkpoint is not None:
+        _check_apart("checkpoint", checkpoint, model)
     require("patch_compile.learn.precision", "learn").warn_if_slow(recipe.precision)
     loaded = require("patch_compile.learn.model", "learn").load_model(model)
     if checkpoint is not None:
@@ -159,6 +161,15 @@ def _check_checkpoint(recipe: LearnRecipe, folder: str | Path | None) -> None:
     else:
         problem = f"is '{folder}', and no weight changes; leave it out, or --update weights"
     raise RecipeError(f"checkpoint | {problem}")
+
+
+def _check_apart(option: str, folder: str | Path, model: str) -> None:
+    """Refuses to write new weights over those that they are made from."""
+    if Path(folder).resolve() == Path(model).resolve():
+        raise RecipeError(
+            f"{option} '{folder}' | is MODEL itself, whose weights would be overwritten; "
+            "choose another folder"
+        )
 
 
 def _sources(data: Data) -> list[str | Path]:
@@ -216,17 +227,19 @@ def permute_channels(
     Args:
         model: a Hugging Face directory, a hub id, or a GGUF file.
         data: see `learn_masks`.
-        output: folder for the new checkpoint, in the element type of the old one, and for
-            permutation.json, which says where each channel was.
+        output: folder for the new checkpoint, in the element type of the old one if all
+            weights fit it, else in float32, and for permutation.json, which says where each
+            channel was.
         recipe: see `PermuteRecipe`.
         progress: called with (steps done, steps in all, what).
 
     Raises:
         ModelError: the model cannot be loaded, or has not the channels that are to move.
-        RecipeError: the text is missing or too short.
+        RecipeError: the text is missing or too short, or the output is the model itself.
         RuntimeUnavailable: torch or transformers is missing.
     """
     require("torch", "learn")
+    _check_apart("output", output, model)
     loaded = require("patch_compile.learn.model", "learn").load_model(model)
     permute = require("patch_compile.learn.permute", "learn").permute_model
     recipe = recipe or PermuteRecipe()

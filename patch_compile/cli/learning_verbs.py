@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from patch_compile import api
 from patch_compile.cli.console import out, progress_bar, say
-from patch_compile.cli.outputs import check_folder, check_output
+from patch_compile.cli.outputs import check_output
 from patch_compile.errors import RecipeError
 from patch_compile.io.load_masks import load_masks
 from patch_compile.io.masks_file import check_place, save_masks
@@ -69,8 +69,6 @@ def learn(
     """
     asked = {"run": run is not None, "resume": resume, "tensorboard": tensorboard}
     _check_run(recipe, [name for name, given in asked.items() if given])
-    if checkpoint is not None:
-        check_folder(checkpoint, model, "checkpoint")
     places = _places(output, recipe.sparsity)
     folder = run or output.with_suffix(".run")
     first = _first_process()

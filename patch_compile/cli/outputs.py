@@ -19,7 +19,6 @@ __all__ = [
     "PLAN",
     "TABLE",
     "Kind",
-    "check_folder",
     "check_json",
     "check_output",
 ]
@@ -93,19 +92,6 @@ def check_output(
     for path in (*given, *beside):
         if _same(output, path):
             raise RecipeError(f"output '{output}' | {told}")
-
-
-def check_folder(output: Path, model: str, option: str) -> None:
-    """Refuses to write a model's new weights over those that they are made from.
-
-    Raises:
-        RecipeError: if the folder is the model's own.
-    """
-    if output.resolve() == Path(model).resolve():
-        raise RecipeError(
-            f"{option} '{output}' | is MODEL itself, whose weights would be overwritten; "
-            "choose another folder"
-        )
 
 
 def check_json(

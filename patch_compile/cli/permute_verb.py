@@ -7,7 +7,6 @@ from cyclopts import Parameter
 
 from patch_compile import api
 from patch_compile.cli.console import out, progress_bar, say
-from patch_compile.cli.outputs import check_folder
 from patch_compile.recipe import PermuteRecipe
 
 __all__ = ["permute"]
@@ -33,12 +32,13 @@ def permute(
     Learn masks for the new checkpoint, and export that.
 
     Args:
-        model: a causal language model: a Hugging Face directory, a hub id, or a GGUF file.
+        model: a causal or masked language model: a Hugging Face directory, a hub id, or a
+            GGUF file.
         data: text that tells what each weight is worth, as `learn` takes it.
-        output: folder for the new checkpoint, in the element type of the old one; beside it
-            permutation.json says where each channel was.
+        output: folder for the new checkpoint, in the element type of the old one if all
+            weights fit it, else in float32; in it permutation.json says where each channel
+            was.
     """
-    check_folder(output, model, "output")
     with progress_bar() as progress:
         permuted = api.permute_channels(model, data, output, recipe, progress)
     for kind in recipe.axes:

@@ -154,8 +154,8 @@ class _Residual:
         ends: Any = model
         self._head = ends.get_output_embeddings()
         self._width = int(ends.get_input_embeddings().weight.shape[1])
-        attentions = bound_weights(model, "heads")
-        bounds = [*attentions, *bound_weights(model, "mlp")]
+        attentions = bound_weights(model, "heads", "residual")
+        bounds = [*attentions, *bound_weights(model, "mlp", "residual")]
         self._inside = tuple(f"{bound.module}." for bound in attentions)
         self._readers = tuple(linears[name] for bound in bounds for name in bound.rows)
         self._writers = tuple(linears[bound.columns] for bound in bounds)

@@ -71,8 +71,15 @@ class Bound:
         return (*self.rows, self.columns)
 
 
-def bound_weights(model: "PreTrainedModel", kind: str) -> list[Bound]:
+def bound_weights(
+    model: "PreTrainedModel", kind: str, asked: str | None = None
+) -> list[Bound]:
     """Finds every MLP (`mlp`) or attention (`heads`) by the names of its layers alone.
+
+    Args:
+        model: to look at.
+        kind: of what is looked for.
+        asked: what it is needed for, by default itself.
 
     Raises:
         ModelError: if there is none.
@@ -85,7 +92,7 @@ def bound_weights(model: "PreTrainedModel", kind: str) -> list[Bound]:
         forms = ", or ".join("/".join((*r.rows, r.columns)) for r in _ROLES[kind])
         raise ModelError(
             f"model | has no '{kind}' that is known among {list(names)[:3]}; expected linear "
-            f"layers named {forms} in one module; leave '{kind}' out"
+            f"layers named {forms} in one module; leave '{asked or kind}' out"
         )
     return bound
 

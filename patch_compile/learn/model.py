@@ -36,13 +36,13 @@ class LoadedModel:
         module: the language model, causal or masked.
         tokenizer: of that model.
         name: what people call it; never a path.
-        stored: the element type of its checkpoint, by its configuration.
+        stated: the element type of its checkpoint, if its configuration names one.
     """
 
     module: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
     name: str
-    stored: str = "float32"
+    stated: str | None = None
 
     def __post_init__(self) -> None:
         # Dropout would make masks and exported graphs random.
@@ -76,9 +76,21 @@ class LoadedModel:
         """The element type of the weights: `float32`, `float16` or `bfloat16`."""
         return str(self.module.dtype).removeprefix("torch.")
 
-    def as_stored(self) -> "LoadedModel":
-        """Returns itself with its weights, in place, of the type that its checkpoint has."""
-        self.module.to(getattr(require("torch", "learn"), self.stored))
+    def narrowed(self) -> "LoadedModel":
+        """Returns itself, its weights in place of the type that its checkpoint states.
+
+        Only if every one of them fits it exactly; if none is stated, the first of bfloat16 and
+        float16 that they fit.
+        """
+        torch = require("torch", "learn")
+        weights = list(self.module.parameters())
+        for name in (self.stated,) if self.stated else ("bfloat16", "float16"):
+            kind = getattr(torch, name)
+            if all(
+                torch.equal(weight.to(kind).to(weight.dtype), weight) for weight in weights
+            ):
+                self.module.to(kind)
+                break
         return self
 
 
@@ -109,9 +121,10 @@ def load_model(source: str, dtype: str = "fp32") -> LoadedModel:
     place = _place(source)
     with quiet():
         config = _config(place)
-        stored = _stored(place, config)
+        stated = str(config.dtype).removeprefix("torch.")
         module = _module(place, config, DTYPES[dtype])
-        return LoadedModel(module, _tokenizer(place), place.name, stored)
+        known = stated if stated in DTYPES.values() else None
+        return LoadedModel(module, _tokenizer(place), place.name, known)
 
 
 def _place(source: str) -> _Place:
@@ -152,6 +165,13 @@ def _config(place: _Place) -> "PretrainedConfig":
             f"model '{place.source}' | is a '{config.model_type}', which is neither a causal "
             f"nor a masked language model; {_EXPECTED}"
         )
+    packed = getattr(config, "quantization_config", None)
+    if packed is not None and not place.options:
+        how = packed.get("quant_method") if isinstance(packed, dict) else packed
+        raise ModelError(
+            f"model '{place.source}' | is quantised ({how}), and masks are for float weights; "
+            "expected the checkpoint that it was made from, or a GGUF file"
+        )
     layers = getattr(config, "num_hidden_layers", None)
     if isinstance(layers, int) and layers > _MOST_LAYERS:
         raise ModelError(
@@ -159,12 +179,6 @@ def _config(place: _Place) -> "PretrainedConfig":
             f"{_MOST_LAYERS} at most; fetch it again"
         )
     return config
-
-
-def _stored(place: _Place, config: "PretrainedConfig") -> str:
-    """What the configuration says of the weights' type; of a GGUF file it says nothing."""
-    said = str(config.dtype).removeprefix("torch.")
-    return said if said in DTYPES.values() and not place.options else "float32"
 
 
 def _is_masked(config: "PretrainedConfig") -> bool:
@@ -255,6 +269,12 @@ def save_checkpoint(
             save_companions(loaded, stage)
             for name, text in (texts or {}).items():
                 (stage / name).write_text(text, "utf-8")
+        except ValueError as error:
+            # Some releases of transformers refuse settings that others have written.
+            raise ModelError(
+                f"model '{loaded.name}' | cannot be saved: {first_line(error)}; mend its "
+                "generation_config.json"
+            ) from error
         except (OSError, SafetensorError) as error:
             raise ModelError(
                 f"output folder '{folder}' | cannot be written: {first_line(error)}; free "

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from patch_compile._require import require
 from patch_compile.errors import ModelError
+from patch_compile.io.atomic import check_writable
 from patch_compile.learn._progress import Progress, tell
 from patch_compile.learn.axes import Axis, find_axes
 from patch_compile.learn.calibrate import calibrate
@@ -25,8 +26,8 @@ from patch_compile.learn.channel_order import (
 )
 from patch_compile.learn.linears import Linear
 from patch_compile.learn.model import LoadedModel, save_checkpoint
-from patch_compile.learn.questions import uncached
 from patch_compile.learn.text import windows
+from patch_compile.learn.unchanged import Answers
 from patch_compile.recipe import PermuteRecipe
 
 if TYPE_CHECKING:
@@ -39,10 +40,6 @@ RECORD = "permutation.json"
 
 # Rows that an order is found for; more of them would say the same.
 _ROWS = 65_536
-
-# The logits' largest difference, as a share of the largest logit: float32 sums in another
-# order, through all layers. SmolLM2-135M has 1e-5.
-_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +91,8 @@ def permute_model(
     in the order of what they lose, so that tiles are rather of one kind.
 
     Args:
-        model: changed: its channels move.
+        model: changed: its channels move, and its weights get the element type they had in
+            the checkpoint, if all of them fit it.
         sources: texts to calibrate on.
         recipe: see `PermuteRecipe`.
         folder: for the checkpoint.
@@ -102,21 +100,20 @@ def permute_model(
 
     Raises:
         ModelError: if the model has not the axes, or would compute something else, or the
-            folder cannot be written.
+            folder cannot be written or holds another model.
         RecipeError: if a text is missing, unreadable or too short.
     """
     axes = find_axes(model.module, recipe.axes)
     text = windows(sources, model.tokenizer, recipe.samples, recipe.window, recipe.seed)
+    _check_place(folder)
+    answers = Answers.of(model, text[0])
+    answers.try_axes(axes, np.random.default_rng(recipe.seed))
     costs = _Costs.of(model, axes, text, progress)
-    expected = _logits(model, text[0])
     rng = np.random.default_rng(recipe.seed)
     rounds = _rounds(axes, recipe.rounds, progress)
     made = [_reorder(axis, costs, rounds, rng) for axis in axes]
-    largest = float(expected.abs().max())
-    difference = float((_logits(model, text[0]) - expected).abs().max())
-    _check_same(difference, largest)
-    permuted = Permuted(tuple(made), difference, largest)
-    save_checkpoint(model.as_stored(), folder, {RECORD: _record(permuted, recipe)})
+    permuted = Permuted(tuple(made), answers.difference(), answers.largest)
+    save_checkpoint(model.narrowed(), folder, {RECORD: _record(permuted, recipe)})
     return permuted
 
 
@@ -134,13 +131,14 @@ def _rounds(
     return of_part
 
 
-def _check_same(difference: float, largest: float) -> None:
-    # Written so that NaN fails too.
-    if not difference <= _TOLERANCE * largest:
+def _check_place(folder: Path) -> None:
+    """Refuses a folder that cannot be written, or where old weights would stay beside ours."""
+    check_writable(folder)
+    found = sorted(path.name for path in folder.glob("*.safetensors*"))
+    if found and not (folder / RECORD).exists():
         raise ModelError(
-            "model | computes something else once its channels have moved: a logit differs "
-            f"by {difference:.3g}, the largest is {largest:.3g}; expected layers that treat "
-            "all channels alike; leave axes out, 'residual' first"
+            f"output folder '{folder}' | holds weights of another model, '{found[0]}'; "
+            "expected an empty folder or one of an earlier permute; choose another"
         )
 
 
@@ -170,7 +168,13 @@ class _Costs:
     ) -> "_Costs":
         linears = {each.name: each for axis in axes for each in (*axis.readers, *axis.writers)}
         found = calibrate(
-            model.module, linears, text, moments=True, fisher_rows=True, progress=progress
+            model.module,
+            linears,
+            text,
+            moments=True,
+            fisher_rows=True,
+            mask_token=model.mask_token,
+            progress=progress,
         )
         torch = require("torch", "learn")
         costs = cls({}, {})
@@ -267,14 +271,6 @@ def _of_writers(axis: Axis, costs: _Costs) -> NDArray[np.float64]:
         if writer.shape[1] % 4 == 0:
             lost += lost_of_rows(costs.of_weight(writer, mine))
     return lost.reshape(axis.parts, axis.width)
-
-
-def _logits(model: LoadedModel, window: NDArray[np.int64]) -> "Tensor":
-    torch = require("torch", "learn")
-    with torch.no_grad():
-        ids = torch.from_numpy(window)[None].to(model.module.device)
-        logits: Tensor = model.module(input_ids=ids, **uncached(model.module)).logits.float()
-    return logits
 
 
 def _record(permuted: Permuted, recipe: PermuteRecipe) -> str:

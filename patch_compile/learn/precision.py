@@ -26,7 +26,8 @@ def _has_bf16() -> bool:
     """Tells whether the device that learns multiplies in bf16; torch emulates it elsewhere."""
     torch = require("torch", "learn")
     if torch.cuda.is_available():
-        return True
+        real: bool = torch.cuda.is_bf16_supported(including_emulation=False)
+        return real
     known: bool = torch.backends.mkldnn.is_available() and (
         torch.ops.mkldnn._is_mkldnn_bf16_supported()
     )

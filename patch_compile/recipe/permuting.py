@@ -33,7 +33,10 @@ class PermuteRecipe:
         check_kinds(self)
         if not self.axes:
             raise RecipeError("axes | is empty; expected some of residual, mlp, heads")
+        if len({*self.axes}) < len(self.axes):
+            raise RecipeError(f"axes | is {','.join(self.axes)}; expected each one once")
         within("rounds", self.rounds, 1, 1_000_000)
         within("samples", self.samples, 1, 1_000_000)
-        within("window", self.window, 2, 1_000_000)
+        # Of two tokens, the one that has a next sees itself alone, whatever its query.
+        within("window", self.window, 3, 1_000_000)
         within("seed", self.seed, 0, 2**63 - 1)

@@ -50,6 +50,7 @@ def test_axes_are_chosen(cli: Cli, llama: Path, text: Path, tmp_path: Path) -> N
     ("options", "message"),
     [
         (["--axes", "rows"], "axes"),
+        (["--axes", "mlp,mlp"], "axes | is mlp,mlp; expected each one once"),
         (["--rounds", "0"], "rounds | is 0; expected a number from 1"),
         (["--samples", "100000"], "51200000 are needed for 100000 windows"),
         (["--seed", "-1"], "seed | is -1; expected a number from 0"),
@@ -80,4 +81,4 @@ def test_model_without_known_axes_names_what_to_leave_out(
 ) -> None:
     save_checkpoint(tiny_model("phi3"), tmp_path / "phi3")
     ran = cli("permute", tmp_path / "phi3", "--data", text, *SHORT, "-o", tmp_path / "new")
-    refused(ran, "leave 'heads' out")
+    refused(ran, "leave 'residual' out")

@@ -74,6 +74,33 @@ def test_model_is_in_evaluation_mode() -> None:
     assert torch.equal(model.module(ids).logits, model.module(ids).logits)
 
 
+def test_quantised_checkpoint_is_one_line(checkpoint: Path) -> None:
+    config = json.loads((checkpoint / "config.json").read_text("utf-8"))
+    packed = {**config, "quantization_config": {"quant_method": "fp8"}}
+    (checkpoint / "config.json").write_text(json.dumps(packed), "utf-8")
+    with pytest.raises(ModelError, match=r"is quantised \(fp8\), and masks are for float"):
+        load_model(str(checkpoint))
+
+
+def test_settings_that_cannot_be_saved_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As some releases of transformers refuse a temperature beside greedy decoding."""
+    model = tiny_model(layers=1)
+
+    def refuse(*_args: Any, **_options: Any) -> None:
+        raise ValueError("`temperature` is set\nand more")
+
+    monkeypatch.setattr(type(model.module), "save_pretrained", refuse)
+    with pytest.raises(ModelError) as caught:
+        save_checkpoint(model, tmp_path)
+    assert str(caught.value) == (
+        "model 'tiny-llama' | cannot be saved: `temperature` is set; mend its "
+        "generation_config.json"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_unknown_element_type_is_refused(checkpoint: Path) -> None:
     with pytest.raises(RecipeError, match="'int8'"):
         load_model(str(checkpoint), "int8")

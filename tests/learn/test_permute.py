@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 
 from patch_compile.api import permute_channels
 from patch_compile.errors import ModelError, RecipeError
+from patch_compile.learn import permute
 from patch_compile.learn.axes import Axis
 from patch_compile.learn.linears import find_linears
 from patch_compile.learn.model import LoadedModel, load_model, save_checkpoint
@@ -25,9 +27,11 @@ from tests.learn.tiny import (
     write_text,
 )
 from tests.learn.training.taught import masked_loss, taught_model, write_counting
+from tests.support import contents
 
 KINDS = [
-    *("llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3", "gpt2", "opt"),
+    *("llama", "llama, untied", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3"),
+    *("gpt2", "opt"),
 ]
 SAMPLES, WINDOW = 3, 16
 Axes = tuple[Any, ...]
@@ -46,6 +50,23 @@ def _permuted(
     return permute_model(model, [text], recipe, folder), load_model(str(folder))
 
 
+def _model(kind: str = "llama", layers: int = 2) -> LoadedModel:
+    """Weights of norms are random too: ones would hide where they are moved to."""
+    if kind != "llama, untied":
+        model = tiny_model(kind, layers)
+    else:
+        torch.manual_seed(0)
+        config = tiny_config("llama", layers)
+        config.tie_word_embeddings = False
+        module = transformers.LlamaForCausalLM(config)
+        model = LoadedModel(module, tiny_tokenizer(), kind)
+    with torch.no_grad():
+        for parameter in model.module.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(torch.randn(parameter.shape), alpha=0.2)
+    return model
+
+
 @torch.no_grad()
 def _logits(model: LoadedModel) -> Any:
     return model.module(input_ids=random_ids((2, 12)), use_cache=False).logits
@@ -56,8 +77,8 @@ def _logits(model: LoadedModel) -> Any:
 def test_checkpoint_computes_the_same_from_other_weights(
     kind: str, axes: Axes, text: Path, tmp_path: Path
 ) -> None:
-    told, after = _permuted(tiny_model(kind), text, tmp_path, axes)
-    before = tiny_model(kind)
+    told, after = _permuted(_model(kind), text, tmp_path, axes)
+    before = _model(kind)
     expected = _logits(before)
     torch.testing.assert_close(_logits(after), expected, rtol=0, atol=2e-6)
     assert {axis.kind for axis in told.axes} == {*axes}
@@ -83,8 +104,8 @@ def _summing(kind: str, axis: str) -> tuple[str, ...]:
 
 
 def test_record_says_where_each_channel_was(text: Path, tmp_path: Path) -> None:
-    before = {name: w.clone() for name, w in tiny_model().module.state_dict().items()}
-    _, after = _permuted(tiny_model(), text, tmp_path)
+    before = {name: w.clone() for name, w in _model().module.state_dict().items()}
+    _, after = _permuted(_model(), text, tmp_path)
     record = json.loads((tmp_path / RECORD).read_text("utf-8"))
     order = {axis["name"]: np.array(axis["order"]) for axis in record["axes"]}
     assert record["recipe"]["axes"] == [*ALL]
@@ -116,14 +137,14 @@ def test_what_is_known_of_weights_moves_with_their_channels(
     kind: str, text: Path, tmp_path: Path
 ) -> None:
     """An axis loses what it would have lost, had the residual stream not moved before."""
-    every, _ = _permuted(tiny_model(kind), text, tmp_path / "every")
-    inner, _ = _permuted(tiny_model(kind), text, tmp_path / "inner", ("mlp", "heads"))
+    every, _ = _permuted(_model(kind), text, tmp_path / "every")
+    inner, _ = _permuted(_model(kind), text, tmp_path / "inner", ("mlp", "heads"))
     before = {axis.name: axis.before for axis in every.axes if axis.kind != "residual"}
     assert before == pytest.approx({axis.name: axis.before for axis in inner.axes}, rel=1e-5)
 
 
 def test_dearest_groups_come_first(text: Path, tmp_path: Path) -> None:
-    told, after = _permuted(tiny_model("gpt2"), text, tmp_path, ("mlp",))
+    told, after = _permuted(_model("gpt2"), text, tmp_path, ("mlp",))
     weight = find_linears(after.module)["transformer.h.0.mlp.c_proj.weight"].array()
     assert weight.shape == (64, 256)
     lost = np.sort(weight.reshape(64, -1, 4) ** 2, axis=2)[:, :, :2].sum((0, 2))
@@ -164,6 +185,33 @@ def test_element_type_of_the_checkpoint_stays(dtype: str, text: Path, tmp_path: 
     assert not torch.equal(before, after)
 
 
+def test_weights_that_do_not_fit_the_stated_type_keep_theirs(
+    text: Path, tmp_path: Path
+) -> None:
+    old = tmp_path / "old"
+    save_checkpoint(_model(), old)
+    config = old / "config.json"
+    stated = {**json.loads(config.read_text("utf-8")), "dtype": "bfloat16"}
+    config.write_text(json.dumps(stated), "utf-8")
+    recipe = PermuteRecipe(samples=SAMPLES, window=WINDOW, rounds=2)
+    permute_channels(str(old), text, tmp_path / "new", recipe)
+    torch.testing.assert_close(
+        _logits(load_model(str(tmp_path / "new"))), _logits(_model()), rtol=0, atol=2e-6
+    )
+
+
+def test_type_that_is_not_stated_is_that_of_the_weights(text: Path, tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    save_checkpoint(tiny_model(dtype="bfloat16"), old)
+    config = old / "config.json"
+    told = json.loads(config.read_text("utf-8"))
+    config.write_text(json.dumps({k: v for k, v in told.items() if k != "dtype"}), "utf-8")
+    recipe = PermuteRecipe(samples=SAMPLES, window=WINDOW, rounds=2)
+    permute_channels(str(old), text, tmp_path / "new", recipe)
+    weights = load_file(tmp_path / "new" / "model.safetensors")
+    assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
+
+
 @pytest.mark.parametrize("side", ["inner", "outer"])
 def test_order_that_one_side_does_not_follow_is_caught(
     side: str, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -175,18 +223,47 @@ def test_order_that_one_side_does_not_follow_is_caught(
 
     monkeypatch.setattr(Axis, side, stay)
     with pytest.raises(ModelError, match="computes something else once its channels have"):
-        _permuted(tiny_model(), text, tmp_path, ("mlp",))
+        _permuted(_model(), text, tmp_path, ("mlp",))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_layer_that_tells_channels_apart_is_caught(text: Path, tmp_path: Path) -> None:
-    model = tiny_model()
+    model = _model()
     half = torch.arange(64) < 32
     layer: Any = model.module.get_submodule("model.layers.1.mlp")
     layer.register_forward_pre_hook(lambda _module, inputs: (inputs[0] * half,))
     with pytest.raises(ModelError, match="leave axes out, 'residual' first"):
         _permuted(model, text, tmp_path)
     _permuted(model, text, tmp_path, ("mlp", "heads"))
+
+
+def test_model_that_minds_is_refused_before_the_work(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(permute, "calibrate")
+    model = _model()
+    layer: Any = model.module.get_submodule("model.layers.1.mlp.down_proj")
+    layer.register_forward_pre_hook(lambda _module, x: (x[0] * torch.linspace(0, 1, 172),))
+    message = _refusal(model, text, tmp_path, ("mlp",))
+    assert message.startswith("model | computes something else")
+
+
+def test_weights_of_another_model_are_not_mixed_with_ours(text: Path, tmp_path: Path) -> None:
+    (tmp_path / "model-00001-of-00002.safetensors").write_bytes(b"theirs")
+    before = contents(tmp_path)
+    with pytest.raises(ModelError, match=r"holds weights of another model, 'model-00001-of"):
+        _permuted(_model(), text, tmp_path)
+    assert contents(tmp_path) == before
+    _permuted(_model(), text, tmp_path / "own", ("mlp",))
+    _permuted(_model(), text, tmp_path / "own", ("heads",))
+
+
+def test_model_is_not_written_over(text: Path, tmp_path: Path) -> None:
+    save_checkpoint(_model(), tmp_path)
+    before = contents(tmp_path)
+    with pytest.raises(RecipeError, match=r"output '.*' \| is MODEL itself"):
+        permute_channels(str(tmp_path), text, f"{tmp_path}/.")
+    assert contents(tmp_path) == before
 
 
 def _refusal(model: LoadedModel, text: Path, folder: Path, axes: Axes = ALL) -> str:
@@ -200,11 +277,11 @@ def _refusal(model: LoadedModel, text: Path, folder: Path, axes: Axes = ALL) -> 
 def test_model_with_other_layers_is_refused(kind: str, text: Path, tmp_path: Path) -> None:
     message = _refusal(tiny_model(kind), text, tmp_path)
     assert message.startswith("model | has no 'heads' that is known among [")
-    assert message.endswith("in one module; leave 'heads' out")
+    assert message.endswith("in one module; leave 'residual' out")
 
 
 def test_weights_that_are_not_known_are_refused(text: Path, tmp_path: Path) -> None:
-    model = tiny_model()
+    model = _model()
     odd: Any = torch.nn.Linear(64, 64)
     model.module.get_submodule("model.layers.0").add_module("adapter", odd)
     message = _refusal(model, text, tmp_path)
@@ -212,7 +289,7 @@ def test_weights_that_are_not_known_are_refused(text: Path, tmp_path: Path) -> N
         "weight 'model.layers.0.adapter.weight' | is of shape (64, 64), and what it does to "
         "the residual stream of 64 channels is not known; leave 'residual' out"
     )
-    inside = tiny_model()
+    inside = _model()
     inside.module.get_submodule("model.layers.0.self_attn").add_module("gate", odd)
     message = _refusal(inside, text, tmp_path)
     assert message.startswith("weight 'model.layers.0.self_attn.gate.weight' | is not known")
@@ -233,7 +310,7 @@ def test_axis_that_groups_do_not_fill_is_refused(text: Path, tmp_path: Path) -> 
 
 
 def test_heads_that_do_not_divide_values_are_refused(text: Path, tmp_path: Path) -> None:
-    model = tiny_model(layers=1)
+    model = _model(layers=1)
     attention: Any = model.module.get_submodule("model.layers.0.self_attn")
     attention.head_dim = 24
     message = _refusal(model, text, tmp_path, ("heads",))
@@ -254,10 +331,14 @@ def test_stream_of_two_widths_is_refused(text: Path, tmp_path: Path) -> None:
 def test_text_and_axes_are_checked(tmp_path: Path) -> None:
     short = write_text(tmp_path / "short.txt", 20)
     with pytest.raises(RecipeError, match="short"):
-        permute_model(tiny_model(), [short], PermuteRecipe(), tmp_path / "out")
+        permute_model(_model(), [short], PermuteRecipe(), tmp_path / "out")
     with pytest.raises(RecipeError, match=r"data \| is missing"):
-        permute_model(tiny_model(), [], PermuteRecipe(), tmp_path / "out")
+        permute_model(_model(), [], PermuteRecipe(), tmp_path / "out")
     with pytest.raises(RecipeError, match=r"axes \| is empty"):
         PermuteRecipe(axes=())
+    with pytest.raises(RecipeError, match=r"axes \| is mlp,mlp; expected each one once"):
+        PermuteRecipe(axes=("mlp", "mlp"))
     with pytest.raises(RecipeError, match=r"rounds \| is 0"):
         PermuteRecipe(rounds=0)
+    with pytest.raises(RecipeError, match=r"window \| is 2"):
+        PermuteRecipe(window=2)
