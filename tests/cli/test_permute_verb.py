@@ -13,7 +13,7 @@ from tests.support import contents
 SHORT = ["--samples", "2", "--window", "16"]
 
 
-def test_masks_are_made_for_the_new_checkpoint(
+def test_new_checkpoint_goes_all_the_way(
     cli: Cli, llama: Path, text: Path, tmp_path: Path
 ) -> None:
     before = contents(llama)
@@ -35,6 +35,9 @@ def test_masks_are_made_for_the_new_checkpoint(
     assert cli("learn", new, "--data", text, *SHORT, "-o", masks).code == 0
     model = tmp_path / "model.onnx"
     assert cli("export", new, "--masks", masks, "-o", model).code == 0
+    assert cli(model, "--tiles", masks, "-o", tmp_path / "out").code == 0
+    compiled = tmp_path / "out" / "compiled.onnx"
+    assert cli("verify", model, compiled, "--tiles", masks).code == 0
     # Masks of the new weights say so when they meet the old ones.
     old = cli("export", llama, "--masks", masks, "-o", tmp_path / "old.onnx")
     refused(old, "was made for other values than this float32 weight has")
