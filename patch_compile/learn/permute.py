@@ -134,7 +134,7 @@ def _rounds(
 def _check_place(folder: Path) -> None:
     """Refuses a folder that cannot be written, or where old weights would stay beside ours."""
     check_writable(folder)
-    found = sorted(path.name for path in folder.glob("*.safetensors*"))
+    found = sorted(path.name for path in folder.glob("model*.safetensors*"))
     if found and not (folder / RECORD).exists():
         raise ModelError(
             f"output folder '{folder}' | holds weights of another model, '{found[0]}'; "

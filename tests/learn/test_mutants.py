@@ -251,14 +251,14 @@ def _rows_turned(weight: Any, factor: Any, chooser: Any) -> Any:
 _prune_columns = obs.prune_columns
 
 
-def _squares_turned(square: Any, weight: Any) -> None:
+def _squares_turned(_linear: Any, square: Any, _rows: Any, weight: Any) -> None:
     gradient = weight.grad.float()
     gradient = gradient.T if gradient.shape[0] == gradient.shape[1] else gradient
     square.addcmul_(gradient, gradient)
     weight.grad = None
 
 
-def _square_of_the_sum(square: Any, weight: Any) -> None:
+def _square_of_the_sum(_linear: Any, square: Any, _rows: Any, weight: Any) -> None:
     square.add_(weight.grad.float())
     weight.grad = None
 
@@ -299,13 +299,13 @@ ONE_SHOT: Mapping[str, Mutant] = {
         update, "prune_columns", _rows_turned, _update_claim,
     ),
     "Fisher is of the other axis": (
-        calibrate, "_add_square", _squares_turned,
+        calibrate, "_take_gradient", _squares_turned,
         lambda _: test_calibrate.test_fisher_is_the_sum_of_squared_gradients(
             "llama", _windows()
         ),
     ),
     "Fisher forgets to square": (
-        calibrate, "_add_square", _square_of_the_sum,
+        calibrate, "_take_gradient", _square_of_the_sum,
         lambda _: test_calibrate.test_fisher_is_the_sum_of_squared_gradients(
             "llama", _windows()
         ),
