@@ -42,6 +42,8 @@ _PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : ([A-Z_]+) : ")
 _FP8 = (TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT8E5M2)
 # Fatal only: every failure also arrives as an exception.
 _QUIET = 4
+# Without it int8 sums saturate at 16 bits on x86 processors that have no VNNI.
+_EXACT_INT8 = "session.x64quantprecision"
 # Releases from 1.24 on tell which provider takes which node; older ones skip the entry.
 _RECORD_NODES = "session.record_ep_graph_assignment_info"
 # Providers that come as a library of their own, and the package that carries it.
@@ -140,6 +142,7 @@ def session_options(optimise: bool) -> Any:
     options = runtime.SessionOptions()
     options.log_severity_level = _QUIET
     options.add_session_config_entry(_RECORD_NODES, "1")
+    options.add_session_config_entry(_EXACT_INT8, "1")
     options.graph_optimization_level = (
         levels.ORT_ENABLE_ALL if optimise else levels.ORT_DISABLE_ALL
     )
