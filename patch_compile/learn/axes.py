@@ -100,7 +100,7 @@ def find_axes(model: "PreTrainedModel", kinds: Sequence[str]) -> list[Axis]:
     """Finds the axes of these kinds, the residual stream first.
 
     Args:
-        model: a causal language model.
+        model: a language model.
         kinds: of `residual`, what all blocks read and add to; `mlp`, the inner axis of each
             MLP; `heads`, the values of each attention, within each head.
 

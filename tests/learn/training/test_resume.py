@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,14 @@ def _stop_at(monkeypatch: pytest.MonkeyPatch, step: int, error: BaseException) -
     monkeypatch.setattr(Trainer, "_take", stopping)
 
 
+@contextmanager
+def _killed_at(monkeypatch: pytest.MonkeyPatch, step: int) -> Iterator[None]:
+    with monkeypatch.context() as patch:
+        _stop_at(patch, step, _Killed())
+        with pytest.raises(_Killed):
+            yield
+
+
 @pytest.mark.parametrize("method", ["topk-ste", "patch-joint", "patch-tile", "leap"])
 def test_a_killed_run_goes_on_bit_for_bit(
     model: LoadedModel,
@@ -44,8 +54,7 @@ def test_a_killed_run_goes_on_bit_for_bit(
     whole = learn_gates(model, [text], run_recipe(method, steps=8), tmp_path / "whole").cut(
         0.4
     )
-    with monkeypatch.context() as patch, pytest.raises(_Killed):  # noqa: PT012 # both end here
-        _stop_at(patch, 5, _Killed())
+    with _killed_at(monkeypatch, 5):
         learn_gates(model, [text], run_recipe(method, steps=8), tmp_path / "cut")
     assert log_rows(tmp_path / "cut")[-1]["step"] == "5"
     with monkeypatch.context() as patch:
@@ -196,8 +205,7 @@ def test_tied_tiles_go_together_and_a_killed_run_of_them_goes_on(
 ) -> None:
     recipe = run_recipe(method, tie=("mlp", "heads"), tie_block=16)
     whole = learn_gates(model, [text], recipe, tmp_path / "whole").cut(0.3)
-    with monkeypatch.context() as patch, pytest.raises(_Killed):  # noqa: PT012 # both end here
-        _stop_at(patch, 4, _Killed())
+    with _killed_at(monkeypatch, 4):
         learn_gates(model, [text], recipe, tmp_path / "cut")
     resumed = learn_gates(model, [text], recipe, tmp_path / "cut", resume=True).cut(0.3)
     for name, mask in whole.weights.items():
