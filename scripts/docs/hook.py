@@ -15,6 +15,7 @@ from mkdocs.utils import get_relative_url
 from patch_compile.io.masks_file import schema
 from patch_compile.report import Report
 from patch_compile.tiles.plan import Plan
+from scripts.docs.curves import perplexity_curves
 from scripts.docs.figures import figure
 from scripts.docs.mathml import with_mathml
 from scripts.docs.python_api import names_reference, types_reference
@@ -48,6 +49,7 @@ _PAGE.filters["fixed"] = lambda number, digits=2: f"{number:,.{digits}f}"
 _PAGE.globals.update(
     measured=measured,
     figure=figure,
+    perplexity_curves=perplexity_curves,
     verbs=verbs_reference,
     recipes=recipes_reference,
     python_names=names_reference,

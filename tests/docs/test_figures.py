@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 import pytest
 
 from patch_compile.passes.pipeline import LOWERING_RULES
+from scripts.docs.curves import perplexity_curves
 from scripts.docs.drawing import Box, Graph, draw_graph
 from scripts.docs.figures import CASES, figure
 
@@ -63,3 +64,25 @@ def test_a_long_edge_bends_around_what_lies_between() -> None:
     assert ["x", "x>b@1", "b"] in graph.chains
     assert draw_graph(boxes, "t & u").count("<path") == 3
     assert 'aria-label="t &amp; u"' in draw_graph(boxes, "t & u")
+
+
+def test_curves_are_of_the_rows_of_their_runs_and_logarithmic() -> None:
+    rows = {
+        "dense": {"perplexity": 25.0},
+        "two 45%": {"run": "two", "asked": 0.45, "perplexity": 100.0},
+        "two 25%": {"run": "two", "asked": 0.25, "perplexity": 50.0},
+        "one": {"run": "one & only", "asked": 0.35, "perplexity": 50.0},
+        "other": {"run": "other", "asked": 0.45, "perplexity": 900.0},
+    }
+    drawn = ElementTree.fromstring(perplexity_curves(rows, ["two", "one & only"]))
+    dots = [(float(d.attrib["cx"]), float(d.attrib["cy"])) for d in drawn.iter("circle")]
+    (left, middle), (right, top), (between, same) = dots
+    floor = next(p for p in drawn.iter("path") if p.attrib["class"] == "pc-floor")
+    bottom = float(floor.attrib["d"].split("H")[0].split()[1])
+    # Twice the perplexity is the same way up everywhere.
+    assert middle - top == pytest.approx(bottom - middle, abs=0.2)
+    assert same == middle
+    assert between == pytest.approx((left + right) / 2)
+    assert [span[0].tail for span in drawn.iter("span")] == ["two", "one & only"]
+    with pytest.raises(KeyError, match="unknown run"):
+        perplexity_curves(rows, ["unknown run"])

@@ -18,6 +18,10 @@ WIDTH = "document.documentElement.scrollWidth"
 # The smallest letters of the drawings, in pixels of the screen.
 SMALLEST = """Math.min(...[...document.querySelectorAll('svg.pc-graph')].map(svg =>
   11.5 * svg.getBoundingClientRect().width / svg.viewBox.baseVal.width))"""
+NUMBERS = """12 * document.querySelector('.pc-curves svg').getBoundingClientRect().width /
+  document.querySelector('.pc-curves svg').viewBox.baseVal.width"""
+CURVES = """[document.body, ...document.querySelectorAll('.pc-curve')].map((each, index) =>
+  getComputedStyle(each)[index ? 'stroke' : 'backgroundColor'])"""
 # Red, green and blue that a drawing's words and a dense box come to.
 COLOURS = """['.pc-word', 'rect.pc-dense', 'rect.pc-sparse24'].map(name =>
   getComputedStyle(document.querySelector('svg.pc-graph ' + name)).fill)"""
@@ -34,6 +38,11 @@ def _luminance(colour: str) -> float:
     parts = [int(part) / 255 for part in colour[4:-1].split(",")]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def _contrast(one: float, other: float) -> float:
+    light, shade = max(one, other), min(one, other)
+    return (light + 0.05) / (shade + 0.05)
 
 
 @pytest.mark.parametrize("width", [PHONE, DESKTOP])
@@ -63,10 +72,19 @@ def test_drawings_can_be_read(page: Page, site: Path, dark: bool) -> None:
     assert scheme == ("slate" if dark else "default")
     assert page.run(SMALLEST) >= 10
     word, dense, sparse = (_luminance(colour) for colour in page.run(COLOURS))
-    for box in (dense, sparse):
-        light, shade = max(word, box), min(word, box)
-        # What WCAG 2.2 asks of text, level AA.
-        assert (light + 0.05) / (shade + 0.05) >= 4.5
+    # What WCAG 2.2 asks of text, level AA.
+    assert min(_contrast(word, box) for box in (dense, sparse)) >= 4.5
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_curves_can_be_read(page: Page, site: Path, dark: bool) -> None:
+    page.look(PHONE, dark=dark)
+    page.open(site / "explanation" / "learning.html")
+    assert page.run(NUMBERS) >= 10
+    behind, *lines = (_luminance(colour) for colour in page.run(CURVES))
+    assert len(lines) > 3
+    # What it asks of what is drawn.
+    assert min(_contrast(line, behind) for line in lines) >= 3
 
 
 def test_the_search_works_on_pages_from_disk(page: Page, site: Path) -> None:
