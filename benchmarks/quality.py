@@ -39,6 +39,9 @@ from patch_compile.runtimes.perplexity import text_windows
 
 _WINDOW = 512
 
+# What ends the name of a run of one sparsity of several.
+_PERCENT = re.compile(r" \d+%$")
+
 _ONE_SHOT = ("magnitude", "wanda", "sparsegpt", "descent")
 
 # Where learned tiles are compared, and the options of each geometry.
@@ -76,7 +79,14 @@ def _brief(method: str, *sparsities: float, **options: Any) -> LearnRecipe:
 # Each gives a row for every sparsity, cut from one run.
 RUNS: Mapping[str, LearnRecipe] = {
     **{f"{method} 2:4": _run(0.5, method=method, tile="weight") for method in _ONE_SHOT},
+    # New weights are for one sparsity.
     "sparsegpt 2:4, new weights": _run(0.5, method="sparsegpt", tile="weight", update=True),
+    **{
+        f"sparsegpt 64x64, new weights {percent}%": _run(
+            percent / 100, method="sparsegpt", tile="64x64", update=True
+        )
+        for percent in (25, 35, 45)
+    },
     **{
         f"{method} unstructured": _run(
             0.25, 0.35, 0.45, 0.5, method=method, structure="unstructured"
@@ -163,7 +173,7 @@ def _run_rows(
         row["excess"] = math.log(row["perplexity"]) - dense
         # A run of one sparsity lends its row its name.
         several = f" {sparsity * 100:g}%" if len(recipe.sparsity) > 1 else ""
-        _report(f"{name}{several}", {"run": name, **row, **known})
+        _report(f"{name}{several}", {"run": _PERCENT.sub("", name), **row, **known})
 
 
 def _learned(
