@@ -203,8 +203,13 @@ def learn_masks_for(
 
     Returns:
         One set of masks a recipe, in order.
+
+    Raises:
+        RecipeError: if a recipe does more than calibrate, or they share no calibration.
     """
     require("torch", "learn")
+    for recipe in recipes:
+        recipe.check_one_shot()
     loader = require("patch_compile.learn.model", "learn")
     oneshot = require("patch_compile.learn.oneshot", "learn")
     loaded = loader.load_model(model)

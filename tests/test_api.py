@@ -3,12 +3,13 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import patch_compile as pc
-from patch_compile.errors import MaskError, ModelError
+from patch_compile.errors import MaskError, ModelError, RecipeError
 from patch_compile.learn.model import save_checkpoint
 from patch_compile.runtimes.comparison import Comparison
 from patch_compile.tiles.masks import Masks
@@ -108,6 +109,22 @@ def test_learning_together_equals_learning_apart(case: Case) -> None:
         assert list(ours.weights) == list(theirs.weights)
         for name in ours.weights:
             same_mask(ours.weights[name], theirs.weights[name])
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"method": "topk-ste"}, "'topk-ste' learns"),
+        ({"method": "leap", "tile": "64x64"}, "'leap' learns"),
+        ({"method": "sparsegpt", "update": True}, "--update moves weights"),
+    ],
+)
+def test_what_one_calibration_cannot_make_is_not_made(
+    case: Case, options: dict[str, Any], problem: str
+) -> None:
+    recipes = [RECIPE, pc.LearnRecipe(**options)]
+    with pytest.raises(RecipeError, match=rf"^method \| {problem}.* use learn_candidates"):
+        pc.learn_masks_for(str(case.checkpoint), case.calibration, recipes)
 
 
 def test_saved_masks_are_the_masks(case: Case) -> None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from patch_compile._require import require
 from patch_compile.errors import ModelError
 from patch_compile.learn.questions import uncached
+from patch_compile.learn.readable import check_windows
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -69,8 +70,10 @@ def chain(model: "PreTrainedModel", windows: NDArray[np.int64]) -> Chain:
         windows: int64 (W, T).
 
     Raises:
-        ModelError: if the model has no blocks, or does not simply run one after the other.
+        ModelError: if the windows are none that the model reads, or it has no blocks, or does
+            not simply run one after the other.
     """
+    check_windows(model, windows)
     torch = require("torch", "learn")
     kind = require("transformers.modeling_layers", "learn").GradientCheckpointingLayer
     modules = {name: part for name, part in model.named_modules() if isinstance(part, kind)}

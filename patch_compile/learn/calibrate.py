@@ -18,6 +18,7 @@ from patch_compile.learn._progress import Progress, tell
 from patch_compile.learn.grams import Grams, idle
 from patch_compile.learn.linears import Linear
 from patch_compile.learn.questions import questions, uncached
+from patch_compile.learn.readable import check_windows
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -78,10 +79,10 @@ def calibrate(
         progress: called with (windows done, windows in all, what).
 
     Raises:
-        ModelError: if a token is outside the vocabulary, the loss is NaN or infinite, or a
-            layer sees no input.
+        ModelError: if the windows are none that the model reads, the loss is NaN or infinite,
+            or a layer sees no input.
     """
-    _check_tokens(model, windows)
+    check_windows(model, windows)
     backward = fisher or fisher_rows
     _check_type(model, backward)
     seen = _zero_moments(model, linears) if moments else {}
@@ -104,16 +105,6 @@ def calibrate(
     )
     _check_seen(statistics)
     return statistics
-
-
-def _check_tokens(model: "PreTrainedModel", windows: NDArray[np.int64]) -> None:
-    embeddings: Any = model.get_input_embeddings()
-    size = int(embeddings.weight.shape[0])
-    if windows.max() >= size or windows.min() < 0:
-        raise ModelError(
-            f"text | has token {windows.max()}, the model knows {size}; "
-            "give the tokenizer of this model"
-        )
 
 
 def _check_type(model: "PreTrainedModel", fisher: bool) -> None:

@@ -11,13 +11,20 @@ from safetensors import SafetensorError
 
 from patch_compile._require import require
 from patch_compile.errors import ModelError, RecipeError
-from patch_compile.io.atomic import staged_folder
+from patch_compile.io.atomic import check_writable, staged_folder
 from patch_compile.learn._quiet import first_line, quiet
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["DTYPES", "LoadedModel", "load_model", "save_checkpoint", "save_companions"]
+__all__ = [
+    "DTYPES",
+    "LoadedModel",
+    "check_place",
+    "load_model",
+    "save_checkpoint",
+    "save_companions",
+]
 
 # The recipe's word for each element type, and the name torch and the digests give it.
 DTYPES: Mapping[str, str] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -248,6 +255,25 @@ def _tokenizer(place: _Place) -> "PreTrainedTokenizerBase":
             f"{first_line(error)}; put its tokenizer.json beside the weights"
         ) from error
     return tokenizer
+
+
+def check_place(folder: Path, record: str) -> None:
+    """Refuses a folder that cannot be written, or where old weights would be lost.
+
+    Args:
+        folder: for a checkpoint.
+        record: name of the file that tells a checkpoint of ours.
+
+    Raises:
+        ModelError: if it is no place for a checkpoint.
+    """
+    check_writable(folder)
+    found = sorted(path.name for path in folder.glob("model*.safetensors*"))
+    if found and not (folder / record).exists():
+        raise ModelError(
+            f"output folder '{folder}' | holds weights of another model, '{found[0]}', and no "
+            f"{record}; expected an empty folder or one of an earlier run; choose another"
+        )
 
 
 def save_checkpoint(

@@ -14,8 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patch_compile._require import require
-from patch_compile.errors import ModelError
-from patch_compile.io.atomic import check_writable
 from patch_compile.learn._progress import Progress, tell
 from patch_compile.learn.axes import Axis, find_axes
 from patch_compile.learn.calibrate import calibrate
@@ -25,7 +23,7 @@ from patch_compile.learn.channel_order import (
     lost_of_rows,
 )
 from patch_compile.learn.linears import Linear
-from patch_compile.learn.model import LoadedModel, save_checkpoint
+from patch_compile.learn.model import LoadedModel, check_place, save_checkpoint
 from patch_compile.learn.text import windows
 from patch_compile.learn.unchanged import Answers
 from patch_compile.recipe import PermuteRecipe
@@ -105,7 +103,7 @@ def permute_model(
     """
     axes = find_axes(model.module, recipe.axes)
     text = windows(sources, model.tokenizer, recipe.samples, recipe.window, recipe.seed)
-    _check_place(folder)
+    check_place(folder, RECORD)
     answers = Answers.of(model, text[0])
     answers.try_axes(axes, np.random.default_rng(recipe.seed))
     costs = _Costs.of(model, axes, text, progress)
@@ -129,17 +127,6 @@ def _rounds(
             yield
 
     return of_part
-
-
-def _check_place(folder: Path) -> None:
-    """Refuses a folder that cannot be written, or where old weights would stay beside ours."""
-    check_writable(folder)
-    found = sorted(path.name for path in folder.glob("model*.safetensors*"))
-    if found and not (folder / RECORD).exists():
-        raise ModelError(
-            f"output folder '{folder}' | holds weights of another model, '{found[0]}'; "
-            "expected an empty folder or one of an earlier permute; choose another"
-        )
 
 
 @dataclass(frozen=True, eq=False)

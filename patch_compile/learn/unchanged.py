@@ -12,6 +12,7 @@ from patch_compile.errors import ModelError
 from patch_compile.learn.axes import Axis
 from patch_compile.learn.model import LoadedModel
 from patch_compile.learn.questions import uncached
+from patch_compile.learn.readable import check_windows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,7 +40,12 @@ class Answers:
 
     @classmethod
     def of(cls, model: LoadedModel, window: NDArray[np.int64]) -> "Answers":
-        """Asks a model."""
+        """Asks a model.
+
+        Raises:
+            ModelError: if the window is none that the model reads.
+        """
+        check_windows(model.module, window[None])
         return cls(model, window, _logits(model, window))
 
     @property

@@ -3,6 +3,7 @@
 N: out features. K: in features.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -20,7 +21,7 @@ from patch_compile.learn.blocks import Block, chain
 from patch_compile.learn.candidates import FixedMasks, free_mask, made_by, quotas
 from patch_compile.learn.grams import Grams
 from patch_compile.learn.linears import Linear, prunable
-from patch_compile.learn.model import LoadedModel, save_checkpoint
+from patch_compile.learn.model import LoadedModel, check_place, save_checkpoint
 from patch_compile.learn.obs import (
     BLOCK,
     Chooser,
@@ -39,7 +40,11 @@ from patch_compile.tiles.weight_mask import WeightMask
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["update_weights"]
+__all__ = ["RECORD", "update_weights"]
+
+# Beside the weights; it tells a checkpoint of ours from others.
+RECORD = "update.json"
+_FORMAT = "patch-compile/update"
 
 
 def update_weights(
@@ -67,9 +72,10 @@ def update_weights(
     Raises:
         RecipeError: if a tie cannot be had, or a text is missing, unreadable or too short.
         ModelError: if the model has nothing to prune, cannot be calibrated, or is not a chain
-            of blocks, or the folder cannot be written.
+            of blocks, or the folder cannot be written or holds another model.
     """
     linears = prunable(model.module, recipe.include, recipe.ignore)
+    check_place(folder, RECORD)
     masks = _whole(linears) if recipe.free else _tiled(model, sources, recipe, progress)
     choosers = _choosers(masks, recipe)
     links = chain(model.module, calibration_windows(model, sources, recipe))
@@ -82,7 +88,8 @@ def update_weights(
             masks[name] = _pruned(masks[name], linears[name], keep)
         hidden = [block(states) for states in hidden]
     tell(progress, len(links.blocks), len(links.blocks), "updating blocks")
-    save_checkpoint(model, folder)
+    record = {"format": _FORMAT, "version": 1, "made_by": made_by(model, sources, recipe)}
+    save_checkpoint(model, folder, {RECORD: json.dumps(record, indent=1) + "\n"})
     return FixedMasks(Masks(masks, made_by(model, sources, recipe)), recipe.aim)
 
 

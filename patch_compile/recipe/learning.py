@@ -221,6 +221,19 @@ class LearnRecipe:
         """Zeros may be anywhere: there is neither a pattern nor a tile."""
         return self.method == "leap" or (self.structure == "unstructured" and not self.learns)
 
+    def check_one_shot(self) -> None:
+        """Refuses a recipe that one calibration is not enough for.
+
+        Raises:
+            RecipeError: if it learns, or moves weights.
+        """
+        if self.learns or self.update:
+            what = "--update moves weights" if self.update else f"'{self.method}' learns"
+            raise RecipeError(
+                f"method | {what}, and one-shot masks were asked for; use learn_candidates, "
+                f"or choose of {', '.join(get_args(OneShot))}"
+            )
+
     @property
     def learns(self) -> bool:
         """The method learns; a one-shot method only ranks."""

@@ -1,5 +1,6 @@
 """SparseGPT with new weights: masks, checkpoint and what goes on from them."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from patch_compile.api import learn_candidates
 from patch_compile.errors import ModelError, RecipeError
 from patch_compile.io.digests import digests
+from patch_compile.learn import update
 from patch_compile.learn.linears import prunable
 from patch_compile.learn.model import LoadedModel, load_model, save_checkpoint
 from patch_compile.learn.obs import TwoOfFour, inverse_factor, prune_columns
@@ -143,6 +145,24 @@ def test_ffn_only_leaves_attention_as_it_was(text: Path, tmp_path: Path) -> None
     assert all(".mlp." in name for name in masks.weights)
     for name, linear in prunable(model.module).items():
         assert np.array_equal(linear.array(), before[name]) == (".mlp." not in name)
+
+
+def test_weights_of_another_model_are_not_lost(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_checkpoint(tiny_model("gpt2"), tmp_path / "theirs")
+    before = (tmp_path / "theirs" / "model.safetensors").read_bytes()
+    with monkeypatch.context() as patch:
+        # It is told before the work.
+        patch.delattr(update, "rank_tiles")
+        with pytest.raises(ModelError, match=r"holds weights of another model, 'model\.saf"):
+            _updated(tiny_model(), text, tmp_path / "theirs", _recipe(tile="48x40"))
+    assert (tmp_path / "theirs" / "model.safetensors").read_bytes() == before
+    for sparsity in (0.25, 0.4):
+        recipe = _recipe(tile="48x40", sparsity=(sparsity,))
+        _updated(tiny_model(), text, tmp_path / "own", recipe)
+    record = json.loads((tmp_path / "own" / "update.json").read_text("utf-8"))
+    assert record["made_by"]["recipe"]["sparsity"] == [0.4]
 
 
 def test_a_weight_outside_of_the_blocks_is_refused(text: Path, tmp_path: Path) -> None:

@@ -278,12 +278,14 @@ class _Masked(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor | None, Tensor | None, None]:
         weight, tiles, stored = ctx.saved_tensors
         gate: Gate = ctx.gate
+        # Spent: a layer that runs again in the same pass is not pulled again.
+        pull, gate.pull = gate.pull, Pull()
         _, learns_tiles, learns_pattern, _ = ctx.needs_input_grad
         density, generator = gate.drawn(tiles)
-        sums = gate.pull.budget * gate.gains.expand_as(tiles) if learns_tiles else None
+        sums = pull.budget * gate.gains.expand_as(tiles) if learns_tiles else None
         slopes = torch.empty_like(stored) if learns_pattern else None
         for part in _parts(gate, weight, density, stored, generator):
-            grad = part.pulled(grads[0][part.rows].float(), gate.pull)
+            grad = part.pulled(grads[0][part.rows].float(), pull)
             if slopes is not None:
                 kept = part.kept if gate.pattern.remembers else None
                 slopes[part.rows] = gate.pattern.gradient(

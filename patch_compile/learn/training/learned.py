@@ -18,6 +18,7 @@ from patch_compile.learn.layout import Layout, layout
 from patch_compile.learn.linears import Linear, prunable
 from patch_compile.learn.model import LoadedModel
 from patch_compile.learn.oneshot import gather_statistics
+from patch_compile.learn.readable import check_windows
 from patch_compile.learn.text import Windows, split_windows
 from patch_compile.learn.training.board import board, check_board
 from patch_compile.learn.training.gate import Gate, Moment, parameters_of
@@ -80,7 +81,8 @@ def learn_gates(
         RecipeError: if the text is too short, the processes cannot do what they are launched
             for, the weights cannot be spread, no tile would be sparse, or the folder's run is
             of another recipe, model or text, or is there and `resume` is not asked.
-        ModelError: if nothing can be pruned, or the loss is NaN or infinite.
+        ModelError: if nothing can be pruned, the model cannot read the windows, or the loss is
+            NaN or infinite.
         RuntimeUnavailable: if TensorBoard is asked for and not installed.
     """
     _check_asked(recipe, tensorboard=tensorboard)
@@ -145,7 +147,7 @@ def _identity(
 def _text(
     model: LoadedModel, sources: Sequence[str | Path], recipe: LearnRecipe, passes: int
 ) -> Windows:
-    return split_windows(
+    found = split_windows(
         sources,
         model.tokenizer,
         needed=recipe.steps * passes * recipe.batch,
@@ -153,6 +155,9 @@ def _text(
         holdout=recipe.holdout,
         seed=recipe.seed,
     )
+    for part in (found.train, found.held_out):
+        check_windows(model.module, part)
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -288,6 +293,7 @@ def _run(
     # Of the last checkpoint; nothing before the first.
     judged: dict[str, float] = {}
     logged = trainer.step
+    unjudged = logged == 0 or (logged == recipe.steps and run.last_judged() != logged)
 
     def log(found: Mapping[str, float]) -> None:
         nonlocal logged
@@ -310,8 +316,9 @@ def _run(
         tell(progress if main else None, record.step, recipe.steps, _described(record, judged))
 
     try:
-        if trainer.step == 0 and (found := _judged(trainer, text)):
-            log({"step": 0, **found})
+        # Before the first step, or where a run was stopped while its last one was judged.
+        if unjudged and (found := _judged(trainer, text)):
+            log({"step": trainer.step, **found})
         trainer.run(after)
     except KeyboardInterrupt:
         # It may have come between a step and its row, as while the step was judged.

@@ -31,6 +31,8 @@ __all__ = ["RunFolder", "State"]
 
 _FORMAT = "patch-compile/run"
 _VERSION = 1
+# How a log starts.
+_STEP = "step,"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -119,7 +121,8 @@ class RunFolder:
         """Returns the checkpoint to go on from, or None to start afresh.
 
         Raises:
-            RecipeError: if there is one and `resume` is not asked, or it is of another run.
+            RecipeError: if there is one and `resume` is not asked, or it is of another run, or
+                the folder has the log of something else.
         """
         state = self.load()
         if state is not None and not resume:
@@ -127,6 +130,8 @@ class RunFolder:
                 f"run '{self.path}' | is at step {state.step}; --resume to go on, or start "
                 "afresh in another folder"
             )
+        if state is None:
+            self._check_log()
         self.trim_log(-1 if state is None else state.step)
         return state
 
@@ -151,7 +156,7 @@ class RunFolder:
         text = json.dumps({**index, "identity": self.identity}, indent=1) + "\n"
         # Only this makes the new arrays count.
         write_text(self.path / "state.json", text)
-        for old in self.path.glob("step-*.safetensors"):
+        for old in self.path.glob(f"step-{'[0-9]' * 7}.safetensors"):
             if old.name != arrays:
                 old.unlink(missing_ok=True)
 
@@ -247,16 +252,24 @@ class RunFolder:
             `density` that hard masks had in the weights that learn; empty if nothing was held
             out, or the log does not tell (any more).
         """
+        rows = self._judgements()
+        if len(rows) < 2 or 0 not in rows:
+            return {}
+        return {"held_out": {"start": rows[0], "end": rows[max(rows)]}}
+
+    def last_judged(self) -> int | None:
+        """Returns the last step whose masks were judged, as far as log.csv tells."""
+        return max(self._judgements(), default=None)
+
+    def _judgements(self) -> dict[int, dict[str, float]]:
+        """Reads from log.csv what held-out windows said, by step."""
         try:
             with (self.path / "log.csv").open(encoding="utf-8", newline="") as file:
                 rows = [row for row in csv.DictReader(file) if row["held_out"]]
-            if len(rows) < 2 or rows[0]["step"] != "0":
-                return {}
-            start, end = _judgement(rows[0]), _judgement(rows[-1])
+            return {int(row["step"]): _judgement(row) for row in rows}
         except (OSError, ValueError, KeyError, TypeError, csv.Error):
             # Nothing depends on it: a log that was edited or deleted is no error.
             return {}
-        return {"held_out": {"start": start, "end": end}}
 
     def trim_log(self, step: int) -> None:
         """Drops the rows of steps after `step`, which a resumed run takes again."""
@@ -267,6 +280,17 @@ class RunFolder:
         lines = path.read_text("utf-8", "replace").splitlines(keepends=True)
         kept = [line for line in lines[1:] if _step_of(line) <= step]
         write_text(path, "".join(lines[:1] + kept))
+
+    def _check_log(self) -> None:
+        """Refuses to trim what no run has written."""
+        path = self.path / "log.csv"
+        first = path.read_text("utf-8", "replace").partition("\n")[0] if path.exists() else ""
+        # A run that was killed may have left a part.
+        if not first.startswith(_STEP) and not _STEP.startswith(first):
+            raise RecipeError(
+                f"run '{self.path}' | has a log.csv that is not of learning, it starts with "
+                f"{first[:40]!r}; choose another folder"
+            )
 
     def _unwritable(self, why: str | None) -> RecipeError:
         return RecipeError(

@@ -94,7 +94,7 @@ def _place(gates: Mapping[str, Gate], whole: Collection[Parameter], device: Any)
         parameter.data = parameter.data.to(device)
     for gate in gates.values():
         gate.to(device)
-        # A GPU sums in no fixed order, so the processes' statistics may differ.
+        # Processes may have added up their statistics in other orders.
         for tensor in (*gate.parameters(), *gate.buffers()):
             distributed.broadcast(tensor.detach(), src=0)
 

@@ -141,6 +141,18 @@ def test_a_budget_of_another_unit_asks_its_own_price_of_every_tile() -> None:
     assert float(case.gate.gained) == pytest.approx(spared, rel=1e-5)
 
 
+def test_a_layer_that_runs_twice_is_pulled_once() -> None:
+    gradients = []
+    for uses in (1, 2):
+        case = _case(FixedPattern())
+        products = [case.gate(case.weight) for _ in range(uses)]
+        case.gate.pull = PULL
+        torch.autograd.backward(products, [torch.zeros(SHAPE)] * uses)
+        gradients.append(case.gate.tiles.grad)
+    torch.testing.assert_close(*gradients)
+    assert gradients[0].abs().max() > 0
+
+
 def test_set_tiles_scale_the_pattern_s_gradient_and_learn_nothing() -> None:
     grid = Geometry.parse("5x8").grid(SHAPE)
     dense = torch.rand(grid.tiles, generator=torch.Generator().manual_seed(1)) < 0.4

@@ -87,6 +87,26 @@ def test_an_interrupt_saves_where_it_stood(
     assert json.loads((tmp_path / "state.json").read_text("utf-8"))["step"] == 4
 
 
+def test_a_run_stopped_while_its_end_was_judged_is_judged_when_it_goes_on(
+    model: LoadedModel, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = Trainer.judge
+
+    def stopped(trainer: Trainer, windows: Any) -> Any:
+        if trainer.step == 6:
+            raise KeyboardInterrupt
+        return judge(trainer, windows)
+
+    whole = learn_gates(model, [text], run_recipe(), tmp_path / "whole").cut(0.4)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "judge", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            learn_gates(model, [text], run_recipe(), tmp_path / "cut")
+    assert log_rows(tmp_path / "cut")[-1]["held_out"] == ""
+    resumed = learn_gates(model, [text], run_recipe(), tmp_path / "cut", resume=True).cut(0.4)
+    assert resumed.made_by["held_out"] == whole.made_by["held_out"]
+
+
 def test_a_finished_run_is_not_run_again(
     model: LoadedModel, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
