@@ -3,6 +3,7 @@
 Every tensor is whole, nothing is shared with the product: what the benchmarks compare it with.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ class PlainMasked(nn.Module):
         made: W * M's mask, float32 (N, K), as last sampled; see `sample`.
     """
 
-    def __init__(self, layer: Any, tile: int, joint: bool) -> None:
+    def __init__(self, layer: Any, tile: int, joint: bool, keep: Tensor | None = None) -> None:
         super().__init__()
         weight = layer.weight.requires_grad_(False)
         n, k = weight.shape
@@ -30,8 +31,10 @@ class PlainMasked(nn.Module):
         self.tile = tile
         self.made: Any = None
         self.tiles = nn.Parameter(0.014 * torch.randn(-(-n // tile), -(-k // tile)))
-        top = weight.abs().view(-1, 4).topk(2, 1).indices
-        prior = torch.zeros(n * k // 4, 4).scatter_(1, top, 1.0)
+        if keep is None:
+            top = weight.abs().view(-1, 4).topk(2, 1).indices
+            keep = torch.zeros(n * k // 4, 4).scatter_(1, top, 1.0)
+        prior = keep.float().view(-1, 4)
         six = torch.tensor([[float(i in pair) for i in range(4)] for pair in _PAIRS])
         self.register_buffer("six", six)
         self.register_buffer("frozen", prior.view(n, k))
@@ -71,13 +74,22 @@ class PlainMasked(nn.Module):
 
 
 def replace_linears(
-    module: Any, names: list[str], tile: int, *, joint: bool
+    module: Any,
+    names: list[str],
+    tile: int,
+    *,
+    joint: bool,
+    keep: Mapping[str, Tensor] | None = None,
 ) -> list[PlainMasked]:
-    """Puts a `PlainMasked` in the place of each linear layer, named by its weight."""
+    """Puts a `PlainMasked` in the place of each linear layer, named by its weight.
+
+    `keep` has the 2:4 patterns to start from, bool (N, K); those of the magnitudes if None.
+    """
     layers = []
     for name in names:
         parent, _, child = name.removesuffix(".weight").rpartition(".")
-        layer = PlainMasked(module.get_submodule(f"{parent}.{child}"), tile, joint)
+        linear = module.get_submodule(f"{parent}.{child}")
+        layer = PlainMasked(linear, tile, joint, None if keep is None else keep[name])
         setattr(module.get_submodule(parent), child, layer)
         layers.append(layer)
     return layers

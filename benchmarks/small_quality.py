@@ -4,8 +4,9 @@
 
 2,000 steps of one window each, as PATCH's authors run it, on four fifths of the stories; loss
 on the last fifth, in windows of 256. `plain` is the paper's equations with the authors'
-schedules in whole tensors (plain_patch.py), given the same text, steps and seeds, and cut to
-the same sparsity by its logits. `permuted` rows are of the model after `permute`, on the same
+schedules, warm-up and clipping in whole tensors (plain_patch.py), from random tiles and the
+patterns that ours starts from, given the same text, steps and seeds, and cut to the same
+sparsity by its logits. `permuted` rows are of the model after `permute`, on the same
 text with the same seed. Rows are merged into results/small_quality.json.
 """
 
@@ -26,6 +27,7 @@ from measuring import RESULTS, write_result
 from numpy.typing import NDArray
 from plain_patch import PlainMasked, replace_linears
 from quality import loss_of, masked
+from transformers import get_cosine_schedule_with_warmup
 
 from patch_compile import LearnRecipe, PermuteRecipe, learn_candidates, permute_channels
 from patch_compile.learn.linears import prunable
@@ -35,10 +37,13 @@ from patch_compile.learn.text import windows
 _STEPS, _WINDOW, _TILE = 2_000, 48, 16
 _SPARSITIES = (0.25, 0.45)
 _SEEDS = (0, 1)
+# Steps, of the authors' trainer.
+_WARM_UP = 5
 
 # The recipes beside `method` and `sparsity`; `plain` ones are not ours.
 _LEARNED: Mapping[str, Mapping[str, Any]] = {
     "patch-tile": {"method": "patch-tile"},
+    "patch-tile, distilled": {"method": "patch-tile", "distill": True},
     "patch-joint": {"method": "patch-joint"},
     "patch-joint, distilled": {"method": "patch-joint", "distill": True},
     "topk-ste": {"method": "topk-ste", "lr": 0.01},
@@ -130,7 +135,13 @@ def _plain(
     torch.manual_seed(seed)
     loaded = load_model(model)
     joint = "joint" in name
-    layers = replace_linears(loaded.module, list(prunable(loaded.module)), _TILE, joint=joint)
+    # One-shot patterns as ours has them, so that the two differ in learning alone.
+    start = learn_candidates(
+        model, train, LearnRecipe(method="wanda", tile="weight", seed=seed)
+    )
+    keep = {n: torch.from_numpy(m.keep()) for n, m in start.cut(0.5).weights.items()}
+    names = list(prunable(loaded.module))
+    layers = replace_linears(loaded.module, names, _TILE, joint=joint, keep=keep)
     texts = windows([train], loaded.tokenizer, _STEPS, _WINDOW, seed)
     order = np.random.default_rng(seed).permutation(_STEPS)
     _learn(loaded, layers, torch.from_numpy(texts[order]), sparsity, joint)
@@ -152,6 +163,7 @@ def _learn(
     for parameter in learned:
         parameter.requires_grad_(True)
     adam = torch.optim.Adam(learned, lr=1e-3, betas=(0.9, 0.95))
+    rates = get_cosine_schedule_with_warmup(adam, _WARM_UP, len(texts))
     size = sum(layer.layer.weight.numel() for layer in layers)
     whole = sum(float(layer.layer.weight.norm()) for layer in layers)
     scale, dense_weight, norm_weight = (
@@ -169,7 +181,9 @@ def _learn(
         norm = sum((layer.made * layer.layer.weight).norm() for layer in layers) / whole
         penalty = dense_weight * abs(kept - (1 - sparsity)) - norm_weight * (1 - share) * norm
         (loss + penalty).backward()
+        torch.nn.utils.clip_grad_norm_(learned, 1.0)
         adam.step()
+        rates.step()
         adam.zero_grad()
 
 

@@ -46,7 +46,8 @@ def check_windows(model: "PreTrainedModel", windows: NDArray[np.int64]) -> None:
 def _positions(model: "PreTrainedModel") -> Iterator[int]:
     """Yields how many positions each table of learned ones has; rotary ones have no table."""
     nn = require("torch.nn", "learn")
-    for name, table in model.named_modules():
+    modules: Any = model.named_modules()
+    for name, table in modules:
         if isinstance(table, nn.Embedding) and ("position" in name or name.endswith(".wpe")):
             # The first rows may stand for padding: RoBERTa has a place for it, OPT an offset.
             padding = -1 if table.padding_idx is None else int(table.padding_idx)
