@@ -81,8 +81,7 @@ def learn_gates(
         RecipeError: if the text is too short, the processes cannot do what they are launched
             for, the weights cannot be spread, no tile would be sparse, or the folder's run is
             of another recipe, model or text, or is there and `resume` is not asked.
-        ModelError: if nothing can be pruned, the model cannot read the windows, or the loss is
-            NaN or infinite.
+        ModelError: if nothing can be pruned or read, or the loss is NaN or infinite.
         RuntimeUnavailable: if TensorBoard is asked for and not installed.
     """
     _check_asked(recipe, tensorboard=tensorboard)
