@@ -97,7 +97,7 @@ def open_reference(
         else:
             tensor.CopyFrom(numpy_helper.from_array(weight, tensor.name))
         if progress is not None:
-            progress(done, len(masked), item.tensor)
+            progress(done, len(masked), f"masking, {item.tensor}")
     options = session_options(optimise)
     pin_axes(options, proto.graph)
     # Not `add_initializer`: with rewrites on, it is ignored for float16 weights.

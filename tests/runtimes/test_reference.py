@@ -234,7 +234,7 @@ def test_progress_counts_the_tensors(tmp_path: Path, rng: np.random.Generator) -
     calls: list[tuple[int, int, str]] = []
     masked = [MaskedTensor("w", _keeping(_half(rng)), True)]
     open_reference(tmp_path / "m.onnx", masked, progress=lambda *state: calls.append(state))
-    assert calls == [(1, 1, "w")]
+    assert calls == [(1, 1, "masking, w")]
 
 
 def test_mask_of_another_shape_is_refused(tmp_path: Path, rng: np.random.Generator) -> None:
