@@ -49,14 +49,11 @@ def _name(index: int, run: str) -> str:
 
 
 def _points(rows: Mapping[str, Mapping[str, Any]], run: str) -> list[Point]:
-    points = [(row["asked"], row["perplexity"]) for row in rows.values() if _is(row, run)]
+    mine = (row for row in rows.values() if row.get("run") == run)
+    points = [(row["asked"], row["perplexity"]) for row in mine]
     if not points:
         raise KeyError(run)
     return sorted(points)
-
-
-def _is(row: Mapping[str, Any], run: str) -> bool:
-    return bool(row.get("run") == run)
 
 
 class _Scale:
