@@ -1,5 +1,19 @@
-"""`python -m patch_compile` is the command line."""
+"""The command line: `patch-compile`, and `python -m patch_compile`."""
 
-from patch_compile.cli.main import main
+import sys
 
-main()
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Runs the command line, and stops quietly if it is stopped while it is still loading."""
+    try:
+        from patch_compile.cli.main import main as run
+    except KeyboardInterrupt:
+        sys.stderr.write("patch-compile: stopped\n")
+        sys.exit(130)
+    run()
+
+
+if __name__ == "__main__":
+    main()

@@ -111,7 +111,7 @@ def test_the_wheel_carries_licence_and_command(wheel: Path) -> None:
             if ".dist-info/" in name
         }
     assert texts["LICENSE"] == (ROOT / "LICENSE").read_text("utf-8")
-    assert "patch-compile = patch_compile.cli.main:main" in texts["entry_points.txt"]
+    assert "patch-compile = patch_compile.__main__:main" in texts["entry_points.txt"]
     assert "License-Expression: Apache-2.0" in texts["METADATA"]
     assert texts["top_level.txt"].split() == ["patch_compile"]
 

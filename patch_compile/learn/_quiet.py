@@ -8,7 +8,7 @@ from patch_compile._require import require
 
 __all__ = ["first_line", "quiet"]
 
-_TALKERS = ("transformers", "torch.onnx", "onnxscript", "onnx_ir")
+_TALKERS = ("transformers", "huggingface_hub", "torch.onnx", "onnxscript", "onnx_ir")
 
 
 @contextmanager

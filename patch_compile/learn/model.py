@@ -1,6 +1,7 @@
 """Language models from a folder, the hub or a GGUF file, and back to a folder."""
 
 import json
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ __all__ = [
     "save_checkpoint",
     "save_companions",
 ]
+
+_log = logging.getLogger(__name__)
 
 # The recipe's word for each element type, and the name torch and the digests give it.
 DTYPES: Mapping[str, str] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -141,8 +144,18 @@ def _place(source: str) -> _Place:
     if path.is_file():
         return _gguf(path)
     if _HUB_ID.fullmatch(source) is not None and path.suffix.lower() != ".gguf":
+        _tell_of_hub(source)
         return _Place(source, {}, source)
     raise ModelError(f"model '{source}' | does not exist; {_EXPECTED}")
+
+
+def _tell_of_hub(source: str) -> None:
+    """Says of a name that may be a mistyped path why the next half minute passes silently."""
+    hub = require("huggingface_hub", "learn")
+    if hub.try_to_load_from_cache(source, "config.json") is None:
+        _log.warning(
+            "model '%s' | no such folder or file; asking the Hugging Face hub", source
+        )
 
 
 def _gguf(path: Path) -> _Place:

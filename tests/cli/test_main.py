@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -251,6 +253,27 @@ def test_a_stop_by_the_user_says_so(
     ran = cli(*_main(job))
     assert (ran.code, ran.out) == (130, "")
     assert ran.err.startswith("patch-compile: stopped")
+
+
+STOPPED_LOADING = """
+import sys
+
+class Stop:
+    def find_spec(self, name, *_):
+        if name == "patch_compile.cli.main":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Stop())
+from patch_compile.__main__ import main
+main()
+"""
+
+
+def test_a_stop_while_the_program_is_still_loading_says_so() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", STOPPED_LOADING], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (130, "patch-compile: stopped\n")
 
 
 def test_main_exits_with_the_code(capsys: pytest.CaptureFixture[str]) -> None:

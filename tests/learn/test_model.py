@@ -55,6 +55,17 @@ def test_failed_checkpoint_leaves_the_folder_as_it_was(
     assert list((tmp_path / "out").iterdir()) == []
 
 
+def test_a_name_that_is_no_path_is_said_to_be_looked_for(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelError, match="cannot be fetched"):
+        load_model("no-such-model-nor-path")
+    assert caplog.messages == [
+        "model 'no-such-model-nor-path' | no such folder or file; asking the Hugging Face hub"
+    ]
+
+
 @pytest.mark.parametrize(
     ("dtype", "expected"), [("fp32", "float32"), ("fp16", "float16"), ("bf16", "bfloat16")]
 )
