@@ -19,6 +19,7 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
+from patch_compile._require import pip_install
 from patch_compile.errors import PatchCompileError
 from patch_compile.io.atomic import write_bytes
 from patch_compile.recipe import BuildRecipe
@@ -190,7 +191,7 @@ print(f"torch {torch.__version__}, transformers {transformers.__version__}, {whe
 def _torch() -> Check:
     works, said = _ask(_TORCH)
     state: State = "works" if works else "missing" if "No module named" in said else "broken"
-    mend = "" if works else "pip install 'patch-compile[learn]'"
+    mend = "" if works else pip_install("learn")
     return Check("torch", state, said, "learn, export, eval of torch models", mend)
 
 
@@ -210,13 +211,13 @@ def _providers(model: Path, gpus: Sequence[Gpu]) -> list[Check]:
     """One check a provider that is listed; listed is not loaded."""
     works, said = _ask(_LISTED)
     if not works:
-        mend = "pip install 'patch-compile[cpu]'"
+        mend = pip_install("cpu")
         state: State = "missing" if "No module named" in said else "broken"
         return [Check("ONNX Runtime", state, said, "verify, eval, bench", mend)]
     listed = said.split()
     checks = [_provider(model, name) for name in listed if name in _PROVIDERS]
     if gpus and _CUDA_PROVIDER not in listed:
-        mend = "pip uninstall onnxruntime, then pip install 'patch-compile[gpu]'"
+        mend = f"pip uninstall onnxruntime, then {pip_install('gpu', 'onnxruntime')}"
         what = "this build of ONNX Runtime has none"
         name = f"ONNX Runtime {_CUDA_PROVIDER}"
         checks.append(Check(name, "missing", what, "bench on this provider", mend))
@@ -241,7 +242,7 @@ def _builder(engine: Literal["tensorrt", "tensorrt_rtx"], model: Path) -> Check:
         if "is not installed" not in what:
             return Check(name, "broken", what, serves, "see the message, and its log")
         extra = {"tensorrt": "gpu", "tensorrt_rtx": "rtx"}[engine]
-        mend = f"pip install 'patch-compile[{extra}]'"
+        mend = pip_install(extra, "tensorrt")
         return Check(name, "missing", "not installed", serves, mend)
     return Check(name, "works", f"{result.version} builds a product", serves)
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from patch_compile import errors
+from patch_compile._require import pip_install
 from patch_compile.errors import ModelError, RecipeError, RuntimeUnavailable
 from patch_compile.recipe import BenchRecipe
 from patch_compile.runtimes.timing import ModelFacts
@@ -48,7 +49,7 @@ def open_timed(model: Path, recipe: BenchRecipe, cache: Path | None = None) -> "
     if importlib.util.find_spec("onnxruntime") is None:
         raise RuntimeUnavailable(
             "package 'onnxruntime' | is not installed; this step needs it: "
-            "pip install 'patch-compile[cpu]'"
+            f"{pip_install('cpu')}"
         )
     if not model.is_file():
         raise ModelError(f"model '{model}' | is not a file; give the path of an .onnx file")

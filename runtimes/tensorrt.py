@@ -12,6 +12,7 @@ the engine's inspector.
 from collections.abc import Callable
 from pathlib import Path
 
+from patch_compile._require import pip_install
 from patch_compile.errors import RecipeError
 from patch_compile.recipe import BuildRecipe
 from patch_compile.runtimes._native import Package, build_native, check_installed
@@ -24,7 +25,7 @@ Progress = Callable[[int, int, str], None]
 _PACKAGE = Package(
     "tensorrt",
     "TensorRT",
-    "pip install 'patch-compile[gpu]' on a machine with an NVIDIA GPU",
+    f"{pip_install('gpu', 'tensorrt')} on a machine with an NVIDIA GPU",
     on_gpu=True,
 )
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from patch_compile._require import pip_install
 from patch_compile.errors import RecipeError
 from patch_compile.recipe import BuildRecipe
 from patch_compile.runtimes._native import Package, build_native, check_installed
@@ -20,9 +21,7 @@ Progress = Callable[[int, int, str], None]
 # The oldest architecture with sparse tensor cores that consumer cards have.
 DEFAULT_SM = (86,)
 
-_PACKAGE = Package(
-    "tensorrt_rtx", "TensorRT-RTX", "pip install 'patch-compile[rtx]'", on_gpu=False
-)
+_PACKAGE = Package("tensorrt_rtx", "TensorRT-RTX", pip_install("rtx"), on_gpu=False)
 
 
 def build_engine(

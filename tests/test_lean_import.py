@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from patch_compile._require import pip_install
 from patch_compile.io.masks_file import save_masks
 from tests.support import Linear, linear_model, masks_of, random_mask, random_weight
 
@@ -121,6 +122,20 @@ def test_a_missing_extra_is_named_in_one_line(
     done = _python(BLOCK + COMMAND_LINE, verb, model, *more)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith(f"patch-compile: package '{package}' | ")
-    assert done.stderr.endswith(f"pip install 'patch-compile[{extra}]'\n")
+    assert done.stderr.endswith(f"{pip_install(extra)}\n")
     assert done.stderr.count("\n") == 1
     assert sorted(model.parent.iterdir()) == before
+
+
+def test_the_pip_command_names_what_an_extra_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    stated = [
+        "numpy>=2.0",
+        'tensorrt>=10.3; extra == "gpu"',
+        'onnxruntime-gpu>=1.22; extra == "gpu"',
+        'onnxruntime>=1.22; extra == "cpu"',
+    ]
+    monkeypatch.setattr("patch_compile._require.requires", lambda _: stated)
+    assert pip_install("gpu") == "pip install 'tensorrt>=10.3' 'onnxruntime-gpu>=1.22'"
+    assert pip_install("gpu", "onnxruntime") == "pip install 'onnxruntime-gpu>=1.22'"
+    monkeypatch.setattr("patch_compile._require.requires", lambda _: None)
+    assert pip_install("gpu") == "pip install 'patch-compile[gpu]'"

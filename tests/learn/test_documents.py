@@ -151,7 +151,7 @@ def test_a_data_set_without_texts_says_what_it_has(dataset: str, tmp_path: Path)
 
 def test_without_the_library_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(RuntimeUnavailable, match=r"pip install 'patch-compile\[data\]'"):
+    with pytest.raises(RuntimeUnavailable, match=r"pip install 'datasets>=[0-9.]+'$"):
         list(stream("hf:some/set", 0))
 
 

@@ -377,7 +377,7 @@ def test_missing_package_names_the_pip_command(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(RuntimeUnavailable, match=r"pip install 'patch-compile\[rtx\]'"):
+    with pytest.raises(RuntimeUnavailable, match=r"pip install 'tensorrt-rtx>=[0-9.]+'$"):
         _build(model)
 
 
