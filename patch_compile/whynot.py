@@ -8,7 +8,7 @@ kernels and dense won, it does not say by how much; then the known causes that f
 
 from dataclasses import dataclass
 
-__all__ = ["Case", "why_not"]
+__all__ = ["Case", "too_old", "why_not"]
 
 # Sparse kernels win where both are larger: NVIDIA in TensorRT#3849.
 _NARROW = 256
@@ -57,6 +57,11 @@ class Case:
     told: bool
 
 
+def too_old(sm: int) -> bool:
+    """Tells whether a compute capability, as in 75, has no sparse tensor cores."""
+    return sm < _FIRST_SM
+
+
 def why_not(case: Case) -> str:
     """Returns the reason, in a few words.
 
@@ -78,7 +83,7 @@ def _ruled_out(case: Case) -> str | None:
         return "sparse kernels were not requested"
     if not case.eligible:
         return f"not 2:4 as stored ({case.dtype}); cast first, mask after"
-    if case.sm is not None and case.sm < _FIRST_SM:
+    if case.sm is not None and too_old(case.sm):
         return f"SM {case.sm} has no sparse tensor cores; they came with SM {_FIRST_SM}"
     dtype = case.dtype.lower()
     if dtype in _DENSE_TYPES:

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from patch_compile.joining import Joined, WeightJoin
 from patch_compile.results import ModelResult, Results
+from patch_compile.whynot import too_old
 
 if TYPE_CHECKING:
     from patch_compile.runtimes.engines import EngineResult
@@ -30,9 +31,14 @@ def engine_line(result: "EngineResult") -> str:
     wanted = "unknown" if memory is None else f"{memory / 1e6:.1f} MB"
     return (
         f"engine {result.path.name}: {result.bytes / 1e6:.1f} MB in {result.seconds:.1f} s; "
-        f"sparse kernels {requested}, chosen: {result.chosen}; GPU memory {wanted}"
+        f"sparse kernels {requested}, chosen: {_chosen(result)}; GPU memory {wanted}"
         + ("" if latency is None else f"; GPU compute median {latency.median:g} ms")
     )
+
+
+def _chosen(result: "EngineResult") -> str:
+    old = [sm for sm in result.sm if too_old(sm)]
+    return f"none, SM {old[0]} has no sparse tensor cores" if old else str(result.chosen)
 
 
 def joined_table(joined: Joined) -> Table:

@@ -1,13 +1,12 @@
 """Tables for people: the report, the inspection, the comparison."""
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from patch_compile.inspection import Inspection, WeightInspection
-from patch_compile.page.names import alike
+from patch_compile.page.names import alike, together
 from patch_compile.report import Report, WeightReport
 from patch_compile.whatif import WhatIf
 
@@ -26,7 +25,7 @@ __all__ = [
     "what_if_table",
 ]
 
-# Longer reports show the beginning; report.json holds every weight.
+# Longer reports show the beginning.
 _ROWS = 40
 _REASONS = 6
 
@@ -51,7 +50,7 @@ def report_table(report: Report) -> Table:
     for weight in report.weights[:_ROWS]:
         table.add_row(*_report_row(weight))
     if len(report.weights) > _ROWS:
-        table.add_row(f"… {len(report.weights) - _ROWS} more in report.json")
+        table.add_row(f"… {len(report.weights) - _ROWS} more, in the report by --json")
     return table
 
 
@@ -99,9 +98,9 @@ def totals(report: Report) -> str:
         )
     lines += _times(report)
     dense = [w.reason for w in report.weights if not w.eligible]
-    lines += [f"kept dense: {count} ({reason})" for reason, count in _counted(dense)]
+    lines += [f"kept dense: {count} ({reason})" for count, reason in _counted(dense)]
     left = _counted(list(report.left_alone.values()))
-    lines += [f"left alone: {count} ({reason})" for reason, count in left]
+    lines += [f"left alone: {count} ({reason})" for count, reason in left]
     return "\n".join(lines)
 
 
@@ -124,9 +123,13 @@ def _times(report: Report) -> list[str]:
     return lines
 
 
-def _counted(reasons: Sequence[str]) -> list[tuple[str, int]]:
-    """Each reason with its count, the commonest first; numbers in it do not tell it apart."""
-    return Counter(alike(reason) for reason in reasons).most_common(_REASONS)
+def _counted(reasons: Sequence[str]) -> list[tuple[int, str]]:
+    """Each reason with its count, the commonest first; percentages do not tell it apart."""
+    groups: dict[str, list[str]] = {}
+    for reason in reasons:
+        groups.setdefault(alike(reason), []).append(reason)
+    commonest = sorted(groups.values(), key=len, reverse=True)[:_REASONS]
+    return [(len(group), together(group)) for group in commonest]
 
 
 def inspection_table(inspection: Inspection) -> Table:

@@ -1,12 +1,14 @@
 """Names on the page: a weight's own, its place in the model, and reasons that are alike."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from markupsafe import Markup, escape
 
-__all__ = ["Place", "alike", "breakable", "label", "place"]
+__all__ = ["Place", "alike", "breakable", "label", "place", "together"]
+
+_PERCENTAGE = re.compile(r"-?\d+(?:\.\d+)?%")
 
 
 class Place(NamedTuple):
@@ -46,4 +48,12 @@ def _split(name: str) -> Place:
 
 def alike(reason: str) -> str:
     """Returns a reason without its percentages: the rest tells reasons apart."""
-    return re.sub(r"-?\d+(\.\d+)?%", "…%", reason)
+    return _PERCENTAGE.sub("…%", reason)
+
+
+def together(reasons: Sequence[str]) -> str:
+    """Returns reasons that are `alike` as one: percentages that differ as least and most."""
+    columns = zip(*(_PERCENTAGE.findall(reason) for reason in reasons), strict=True)
+    spans = [sorted(set(column), key=lambda text: float(text[:-1])) for column in columns]
+    texts = iter([" to ".join(dict.fromkeys((span[0], span[-1]))) for span in spans])
+    return _PERCENTAGE.sub(lambda _: next(texts), reasons[0])

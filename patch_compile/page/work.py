@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from patch_compile.page.names import alike, place
+from patch_compile.page.names import alike, place, together
 
 __all__ = ["Cell", "Chart", "Reason", "Work", "by_kind", "chart", "grouped", "reasons", "work"]
 
@@ -131,7 +131,7 @@ class Reason:
     """Why weights have no 2:4 piece.
 
     Attributes:
-        text: the reason, its percentages left out.
+        text: the reason, percentages that differ as least and most.
         weights: how many share it.
         share: of all multiply-adds, 0 to 1.
     """
@@ -149,7 +149,11 @@ def reasons(weights: Sequence[Facts]) -> list[Reason]:
             groups.setdefault(alike(weight["reason"]), []).append(weight)
     area = max(1, sum(weight["macs"] for weight in weights))
     found = [
-        Reason(text, len(group), sum(weight["macs"] for weight in group) / area)
-        for text, group in groups.items()
+        Reason(
+            together([weight["reason"] for weight in group]),
+            len(group),
+            sum(weight["macs"] for weight in group) / area,
+        )
+        for group in groups.values()
     ]
     return sorted(found, key=lambda entry: (-entry.share, entry.text))

@@ -1,13 +1,18 @@
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
+import pytest
 from rich.console import Console
 
 from patch_compile.cli import tables
 from patch_compile.cli.console import out
+from patch_compile.cli.engine_tables import engine_line
 from patch_compile.inspection import Inspection, WeightInspection
 from patch_compile.report import PieceReport, Report, WeightReport
 from patch_compile.runtimes.comparison import Comparison, OutputComparison
+from patch_compile.runtimes.engines import engine_result
+from patch_compile.runtimes.evidence import Evidence
 from patch_compile.verification import Verification
 
 
@@ -56,7 +61,7 @@ def test_a_long_report_shows_its_beginning_and_says_so() -> None:
     weights = [_weight(f"w{i:02}") for i in range(43)]
     lines = _lines(tables.report_table(_report(weights, {})))
     assert "w39" in lines[-2]
-    assert lines[-1].strip() == "… 3 more in report.json"
+    assert lines[-1].strip() == "… 3 more, in the report by --json"
 
 
 def test_totals_count_equal_reasons_once() -> None:
@@ -67,7 +72,7 @@ def test_totals_count_equal_reasons_once() -> None:
         "4 weights: 3 dense, 1 whole",
         "sparsity 12.50%, multiply-adds kept 87.50% (a 2:4 piece counts half)",
         "pieces 4, of them eligible (2:4 by our own check) 1; chosen by a GPU: unknown",
-        "kept dense: 3 (saves …% only)",
+        "kept dense: 3 (saves 0.5% to 2.5% only)",
         "left alone: 2 (in a loop)",
         "left alone: 1 (not constant)",
     ]
@@ -109,3 +114,14 @@ def test_caches_that_pass_are_one_row() -> None:
         out.print(tables.verification_table(found))
     names = [line.split("  ")[0] for line in printed.get().splitlines()[2:]]
     assert names == ["logits", "present.30.key", "present.29.key (the worst of 30 caches)"]
+
+
+@pytest.mark.parametrize(
+    ("sm", "chosen"), [(75, "none, SM 75 has no sparse tensor cores"), (80, "unknown")]
+)
+def test_a_gpu_without_sparse_tensor_cores_chose_none(sm: int, chosen: str) -> None:
+    engine, log = Path("m.engine"), Path("m.log")
+    result = engine_result(
+        engine, Evidence("trtexec"), size=1, seconds=1.0, sm=(sm,), log=log, digest=""
+    )
+    assert f"sparse kernels requested, chosen: {chosen}; GPU" in engine_line(result)

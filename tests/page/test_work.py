@@ -79,7 +79,7 @@ def test_many_layers_stay_within_the_page() -> None:
 
 def test_reasons_that_differ_in_numbers_are_one() -> None:
     assert [(r.text, r.weights, r.share) for r in reasons(WEIGHTS)] == [
-        ("saves …%", 2, pytest.approx(20 / 84))
+        ("saves -2% to 1.0%", 2, pytest.approx(20 / 84))
     ]
     assert alike("best cut ('columns') saves -0.25%, below 5.0%") == (
         "best cut ('columns') saves …%, below …%"
