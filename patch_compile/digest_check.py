@@ -75,8 +75,8 @@ class DigestCheck:
     def _verdict(self, name: str, stored: str | None, found: str) -> str:
         if stored is not None and stored != found:
             raise MaskError(
-                f"weight '{name}' | differs from the weight its mask was made for (sha256 "
-                f"'{self._key}'); give the masks of this checkpoint, or pass "
+                f"weight '{name}' | differs from the weight its mask was made for, by the "
+                "sha256 of its values; give the masks of this checkpoint, or pass "
                 "--no-check-digests if the change was meant"
             )
         return "unknown" if stored is None else "match"

@@ -16,7 +16,7 @@ from patch_compile.cli.engine_tables import (
     joined_totals,
     results_table,
 )
-from patch_compile.cli.outputs import check_output
+from patch_compile.cli.outputs import check_folder, check_output
 from patch_compile.errors import RecipeError
 from patch_compile.io.load_masks import load_masks
 from patch_compile.recipe import BuildRecipe
@@ -69,7 +69,9 @@ def build(
         raise RecipeError("masks | go into a bundle; give --bundle out.tar as well")
     if recipe.engine == "none":
         recipe = replace(recipe, engine="tensorrt_rtx")
-    engines = build_all(model, output or model.parent, recipe, dense=dense, show=not json_)
+    folder = output or model.parent
+    check_folder(folder)
+    engines = build_all(model, folder, recipe, dense=dense, show=not json_)
     if json_:
         out.print(json.dumps({"engines": engines}, indent=1, allow_nan=False))
 

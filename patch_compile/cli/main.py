@@ -212,6 +212,9 @@ def _told(error: Exception) -> str:
     if isinstance(error, cyclopts.UnusedCliTokensError) and error.unused_tokens:
         return f"'{error.unused_tokens[0]}' | is a word too many; leave it out, or see --help"
     wanting = error.argument if isinstance(error, cyclopts.MissingArgumentError) else None
-    if wanting is not None and wanting.token_count()[0] > 1:
+    if wanting is None:
+        return str(error)
+    if wanting.token_count()[0] > 1:
         return not_a_range(wanting.name, getattr(error, "tokens_so_far", ()))
-    return str(error)
+    name = wanting.name
+    return f"{name.lstrip('-')} | is missing; give {name}, or see --help"

@@ -19,6 +19,7 @@ __all__ = [
     "PLAN",
     "TABLE",
     "Kind",
+    "check_folder",
     "check_json",
     "check_output",
 ]
@@ -62,6 +63,19 @@ TABLE = Kind(
     frozenset({"version", "gpu", "dtype", "points"}),
     frozenset({"source", "parameters"}),
 )
+
+
+def check_folder(output: Path) -> None:
+    """Refuses the name of a file where a folder is asked for.
+
+    Raises:
+        RecipeError: if there is a file, or it is called as a model is.
+    """
+    if output.is_file() or (output.suffix == ".onnx" and not output.is_dir()):
+        raise RecipeError(
+            f"output '{output}' | names a file, and -o is a folder here; give one, as "
+            f"'{output.with_name('out')}'"
+        )
 
 
 def check_output(

@@ -7,6 +7,7 @@ from cyclopts import Parameter
 
 from patch_compile import api
 from patch_compile.cli.console import out, progress_bar, say
+from patch_compile.cli.outputs import check_folder
 from patch_compile.recipe import PermuteRecipe
 
 __all__ = ["permute"]
@@ -39,6 +40,7 @@ def permute(
             weights fit it, else in float32; in it permutation.json says where each channel
             was.
     """
+    check_folder(output)
     with progress_bar() as progress:
         permuted = api.permute_channels(model, data, output, recipe, progress)
     for kind in recipe.axes:

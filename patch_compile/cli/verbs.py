@@ -9,7 +9,7 @@ from patch_compile import api, verification
 from patch_compile.cli import tables
 from patch_compile.cli.build_verb import build_all
 from patch_compile.cli.console import out, print_json, print_text, progress_bar, say
-from patch_compile.cli.outputs import check_output
+from patch_compile.cli.outputs import check_folder, check_output
 from patch_compile.cli.plan_verb import plan, print_tables
 from patch_compile.cli.quantizing import check_calibration, quantize_step
 from patch_compile.compiler import compile_model
@@ -71,6 +71,7 @@ def compile_(
     if dry_run:
         plan(model, tiles=tiles, recipe=recipe, json_=json_)
         return
+    check_folder(output)
     # What the model lies in is told by `Compiled.save`, which knows its files.
     for name in ("plan.json", "report.json", "report.html"):
         check_output(output / name, [tiles, data, text, recipe.target])

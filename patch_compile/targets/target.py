@@ -194,7 +194,7 @@ def parse(name: str) -> Target:
     if name.endswith(".json"):
         return _own(Path(name))
     gpu, dash, dtype = name.partition("-")
-    if not dash:
+    if gpu in GPUS and not dash:
         raise RecipeError(
             f"target '{name}' | names no dtype; expected a GPU and a dtype, like 'a100-bf16'"
         )

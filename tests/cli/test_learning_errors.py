@@ -1,5 +1,6 @@
 """What `learn` refuses, in one line and before anything slow."""
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,8 @@ def test_a_run_of_another_model_is_told_in_one_line(
     options = [*LEARN, "--data", text, "--steps", "1", "--run", run, "-o", tmp_path / "m.json"]
     assert cli("learn", llama, *options).code == 0
     ran = cli("learn", _doubled(tmp_path / "other"), *options, "--resume")
-    refused(ran, f"run '{run}' | is of another model")
+    refused(ran, f"run '{run}' | is of another model: model.layers.0.")
+    assert re.search(r"weight sha256 [0-9a-f]{8}…, now sha256 [0-9a-f]{8}…; ", ran.err)
 
 
 def test_masks_of_another_model_are_told_in_one_line(

@@ -65,7 +65,18 @@ ERRORS: dict[str, tuple[Arguments, str]] = {
         lambda job: (job.model, "--tiles", job.folder / "none.json", "-o", job.out),
         "none.json' | is not a file",
     ),
-    "masks not given": (lambda job: (job.model, "-o", job.out), "--tiles"),
+    "masks not given": (
+        lambda job: (job.model, "-o", job.out),
+        "tiles | is missing; give --tiles, or see --help",
+    ),
+    "a folder that is a file": (
+        lambda job: (*_main(job)[:-1], job.model),
+        "names a file, and -o is a folder here; give one",
+    ),
+    "a folder called as a model": (
+        lambda job: (*_main(job)[:-1], job.out / "compiled.onnx"),
+        "names a file, and -o is a folder here; give one",
+    ),
     "masks that are a model": (
         lambda job: (job.model, "--tiles", job.model, "-o", job.out),
         "end in '.onnx'; expected .json or .npz",

@@ -162,6 +162,7 @@ def test_copies_cost_their_bytes_and_a_launch() -> None:
     ("name", "said"),
     [
         ("a100", "target 'a100' | names no dtype; expected a GPU and a dtype"),
+        ("v100", "target GPU 'v100' | is unknown; expected one of a100, h100, b200"),
         ("v100-fp16", "target GPU 'v100' | is unknown; expected one of a100, h100, b200"),
         (
             "a100-fp8",

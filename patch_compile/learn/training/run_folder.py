@@ -8,6 +8,7 @@ that learning started from, so that going on needs no calibration.
 import csv
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ _FORMAT = "patch-compile/run"
 _VERSION = 1
 # How a log starts.
 _STEP = "step,"
+_DIGEST = re.compile("[0-9a-f]{64}")
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -326,5 +328,13 @@ def _differing(before: Any, now: Any) -> str:
     """Says briefly in what two values differ."""
     if isinstance(before, dict) and isinstance(now, dict):
         keys = [key for key in now if before.get(key) != now[key]]
-        return ", ".join(f"{key} {before.get(key)!r}, now {now[key]!r}" for key in keys[:2])
-    return f"{str(before)[:80]!r}, now {str(now)[:80]!r}"
+        return "; ".join(
+            f"{key} {_brief(before.get(key))}, now {_brief(now[key])}" for key in keys[:2]
+        )
+    return f"{_brief(before)}, now {_brief(now)}"
+
+
+def _brief(value: Any) -> str:
+    """A value as people compare it; of a digest, the first digits."""
+    digest = isinstance(value, str) and _DIGEST.fullmatch(value)
+    return f"sha256 {value[:8]}…" if digest else repr(value)[:80]
