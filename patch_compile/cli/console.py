@@ -2,8 +2,10 @@
 
 import json
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 from rich.console import Console
@@ -35,6 +37,9 @@ __all__ = [
     "say",
     "set_up_logging",
 ]
+
+# Seconds between lines on long work where no bar can be drawn.
+_EVERY = 60.0
 
 # Tables keep their columns when the output is piped to a file or a pager.
 _PIPED_WIDTH = 160
@@ -116,6 +121,24 @@ class _Amount(ProgressColumn):
         return Text(f"{task.percentage:>3.0f}%")
 
 
+class _Lines:
+    """Tells of long work in a log: a line a minute, and none of what takes less."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+        self._begun: dict[str, tuple[float, int]] = {}
+
+    def __call__(self, done: int, total: int, what: str) -> None:
+        now = time.monotonic()
+        begun, first = self._begun.setdefault(what.partition(",")[0], (now, done))
+        if now - self._last < _EVERY:
+            return
+        self._last = now
+        rate = (done - first) / (now - begun) if done > first else 0.0
+        left = f", {timedelta(seconds=round((total - done) / rate))} to go" if rate else ""
+        say(f"{what}: {done / max(total, 1):.0%}{left}")
+
+
 @contextmanager
 def progress_bar() -> Iterator[Callable[[int, int, str], None]]:
     """Yields a `progress(done, total, what)` that draws a bar with an ETA on a terminal.
@@ -123,8 +146,11 @@ def progress_bar() -> Iterator[Callable[[int, int, str], None]]:
     Where both are `Bytes` it tells sizes and a speed.
 
     What comes after a comma in `what` may change while a bar goes on. Where stderr is no
-    terminal it draws nothing: logs stay readable.
+    terminal it says a line a minute.
     """
+    if not err.is_terminal:
+        yield _Lines()
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -132,7 +158,7 @@ def progress_bar() -> Iterator[Callable[[int, int, str], None]]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
+    with Progress(*columns, console=err, transient=True) as bar:
         tasks: dict[str, TaskID] = {}
 
         def update(done: int, total: int, what: str) -> None:

@@ -145,3 +145,24 @@ def test_a_bar_goes_on_while_its_text_changes(monkeypatch: pytest.MonkeyPatch) -
         progress(2, 2, "learning, loss 1.5")
     assert begun == ["learning, loss 2.5"]
     assert "loss 1.5" in terminal.getvalue()
+
+
+def test_a_log_has_a_line_a_minute_and_how_long_is_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    log = io.StringIO()
+    clock = iter([0.0, 10.0, 40.0, 70.0, 100.0, 130.0, 200.0])
+    monkeypatch.setattr(console, "err", Console(file=log, width=160))
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
+    with console.progress_bar() as progress:
+        progress(0, 20, "learning, loss 2.5")
+        progress(1, 20, "learning, loss 2.0")
+        progress(2, 20, "learning, loss 1.5")
+        progress(3, 20, "learning, loss 1.0")
+        progress(4, 20, "learning, loss 0.5")
+        progress(0, 7, "exporting")
+    assert log.getvalue().splitlines() == [
+        "learning, loss 1.5: 10%, 0:09:00 to go",
+        "learning, loss 0.5: 20%, 0:08:00 to go",
+        "exporting: 0%",
+    ]
