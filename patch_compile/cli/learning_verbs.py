@@ -93,18 +93,24 @@ def learn(
 def _save_asked(asked: Sequence[Masks], places: Sequence[Path], recipe: LearnRecipe) -> None:
     for path, sparsity, masks in zip(places, recipe.sparsity, asked, strict=True):
         _save(masks, path, "" if recipe.budget else f" (asked {sparsity:.2%})")
-    _tell_judged(asked[0])
+    _tell_judged(asked[0], max(zip(recipe.sparsity, places, strict=True))[1])
 
 
-def _tell_judged(masks: Masks) -> None:
-    """Says what learning was worth, on text that was not learned from."""
+def _tell_judged(masks: Masks, aim: Path) -> None:
+    """Says what learning was worth, on text that was not learned from.
+
+    Args:
+        masks: of the run.
+        aim: the file of the sparsity that it aimed at.
+    """
     judged = masks.made_by.get("held_out")
     if judged is None:
         return
     start, end = judged["start"], judged["end"]
     out.print(
-        f"held-out loss {end['loss']:.4f} nats a token at density {end['density']:.4f}; "
-        f"before learning {start['loss']:.4f} at {start['density']:.4f}"
+        f"held-out loss {end['loss']:.4f} nats a token by {aim}, {start['loss']:.4f} before "
+        f"learning; density of the weights that learn {end['density']:.4f}, "
+        f"{start['density']:.4f} before"
     )
     # Masks that were denser before prove nothing.
     if end["loss"] > start["loss"] and start["density"] <= end["density"] + _NEAR:

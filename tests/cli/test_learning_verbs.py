@@ -37,9 +37,10 @@ def test_every_sparsity_gets_a_file(cli: Cli, llama: Path, text: Path, tmp_path:
     assert len(rows) == 4
     judged = load_masks(tmp_path / "masks-0.4.json").made_by["held_out"]
     assert ran.out.splitlines()[-1] == (
-        f"held-out loss {judged['end']['loss']:.4f} nats a token at density "
-        f"{judged['end']['density']:.4f}; before learning {judged['start']['loss']:.4f} at "
-        f"{judged['start']['density']:.4f}"
+        f"held-out loss {judged['end']['loss']:.4f} nats a token by "
+        f"{tmp_path}/masks-0.4.json, {judged['start']['loss']:.4f} before learning; density "
+        f"of the weights that learn {judged['end']['density']:.4f}, "
+        f"{judged['start']['density']:.4f} before"
     )
 
 
@@ -69,7 +70,8 @@ def test_masks_that_learning_made_worse_are_told(
     options = [*LEARN, "--steps", "1", "-o", tmp_path / "masks.json"]
     ran = cli("learn", llama, "--data", text, *options)
     assert ran.code == 0
-    assert f"held-out loss {end[0]:.4f} nats a token at density {end[1]:.4f}" in ran.out
+    assert f"held-out loss {end[0]:.4f} nats a token by " in ran.out
+    assert f"density of the weights that learn {end[1]:.4f}, {start[1]:.4f} before" in ran.out
     assert ("learning made the masks worse" in ran.err) == warned
 
 
