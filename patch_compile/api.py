@@ -23,6 +23,7 @@ from patch_compile.recipe import (
     LearnRecipe,
     PermuteRecipe,
 )
+from patch_compile.tiles.geometry import Geometry
 from patch_compile.tiles.masks import Masks
 
 if TYPE_CHECKING:
@@ -43,8 +44,6 @@ __all__ = [
 ]
 
 Progress = Callable[[int, int, str], None]
-
-
 Data = str | Path | Sequence[str | Path] | None
 
 
@@ -124,26 +123,27 @@ def learn_candidates(
     """
     require("torch", "learn")
     recipe = recipe or LearnRecipe()
-    _check_checkpoint(recipe, checkpoint)
+    recipe.check_checkpoint(checkpoint)
     if checkpoint is not None:
         _check_apart("checkpoint", checkpoint, model)
+    sources = _sources(data, recipe)
     require("patch_compile.learn.precision", "learn").warn_if_slow(recipe.precision)
     loaded = require("patch_compile.learn.model", "learn").load_model(model)
     if checkpoint is not None:
         updating = require("patch_compile.learn.update", "learn")
         updated: Candidates = updating.update_weights(
-            loaded, _sources(data), recipe, Path(checkpoint), progress
+            loaded, sources, recipe, Path(checkpoint), progress
         )
         return updated
     if not recipe.learns:
         oneshot = require("patch_compile.learn.oneshot", "learn")
-        ranked: Candidates = oneshot.rank_tiles(loaded, _sources(data), [recipe], progress)[0]
+        ranked: Candidates = oneshot.rank_tiles(loaded, sources, [recipe], progress)[0]
         return ranked
     learned = require("patch_compile.learn.training.learned", "learn")
     with _folder(run) as folder:
         found: Candidates = learned.learn_gates(
             loaded,
-            _sources(data),
+            sources,
             recipe,
             folder,
             resume=resume,
@@ -151,16 +151,6 @@ def learn_candidates(
             progress=progress,
         )
     return found
-
-
-def _check_checkpoint(recipe: LearnRecipe, folder: str | Path | None) -> None:
-    if recipe.update == (folder is not None):
-        return
-    if recipe.update:
-        problem = "is missing, and --update makes new weights; give a folder for them"
-    else:
-        problem = f"is '{folder}', and no weight changes; leave it out, or --update weights"
-    raise RecipeError(f"checkpoint | {problem}")
 
 
 def _check_apart(option: str, folder: str | Path, model: str) -> None:
@@ -172,10 +162,13 @@ def _check_apart(option: str, folder: str | Path, model: str) -> None:
         )
 
 
-def _sources(data: Data) -> list[str | Path]:
-    if data is None:
-        return []
-    return [data] if isinstance(data, str | Path) else list(data)
+def _sources(data: Data, *recipes: LearnRecipe) -> list[str | Path]:
+    """Lists the texts; before anything slow, tells what is wrong with them and with tiles."""
+    sources = [data] if isinstance(data, str | Path) else list(data or ())
+    for recipe in recipes:
+        Geometry.parse(recipe.tile)
+    require("patch_compile.learn.text", "learn").check_sources(sources)
+    return sources
 
 
 @contextmanager
@@ -212,8 +205,9 @@ def learn_masks_for(
         recipe.check_one_shot()
     loader = require("patch_compile.learn.model", "learn")
     oneshot = require("patch_compile.learn.oneshot", "learn")
+    sources = _sources(data, *recipes)
     loaded = loader.load_model(model)
-    ranked: list[Candidates] = oneshot.rank_tiles(loaded, _sources(data), recipes, progress)
+    ranked: list[Candidates] = oneshot.rank_tiles(loaded, sources, recipes, progress)
     return [
         asked_masks(candidates, recipe)[0]
         for candidates, recipe in zip(ranked, recipes, strict=True)
@@ -245,10 +239,11 @@ def permute_channels(
     """
     require("torch", "learn")
     _check_apart("output", output, model)
+    sources = _sources(data)
     loaded = require("patch_compile.learn.model", "learn").load_model(model)
     permute = require("patch_compile.learn.permute", "learn").permute_model
     recipe = recipe or PermuteRecipe()
-    permuted: Permuted = permute(loaded, _sources(data), recipe, Path(output), progress)
+    permuted: Permuted = permute(loaded, sources, recipe, Path(output), progress)
     return permuted
 
 

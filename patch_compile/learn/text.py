@@ -17,7 +17,7 @@ from patch_compile.learn.documents import PIECE, is_dataset, read_file, stream
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Windows", "split_windows", "windows"]
+__all__ = ["Windows", "check_sources", "split_windows", "windows"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +31,17 @@ class Windows:
 
     train: NDArray[np.int64]
     held_out: NDArray[np.int64]
+
+
+def check_sources(sources: Sequence[str | Path]) -> None:
+    """Refuses files that hold no text, by their beginnings; data sets are not asked.
+
+    Raises:
+        RecipeError: if a text is missing, empty, not UTF-8 or malformed.
+    """
+    for source in sources:
+        if not is_dataset(source) and not any(read_file(Path(source))):
+            raise _empty(source)
 
 
 def windows(
@@ -134,8 +145,12 @@ def _tokens(
         if endless and sum(map(len, found)) >= enough:
             break
     if not found:
-        raise RecipeError(f"text '{source}' | is empty; give a text to calibrate on")
+        raise _empty(source)
     return np.concatenate(found)
+
+
+def _empty(source: str | Path) -> RecipeError:
+    return RecipeError(f"text '{source}' | is empty; give a text to calibrate on")
 
 
 def _grouped(documents: Iterable[str]) -> Iterator[list[str]]:

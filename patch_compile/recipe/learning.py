@@ -1,6 +1,7 @@
 """How masks are made."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 from patch_compile.errors import RecipeError
@@ -233,6 +234,22 @@ class LearnRecipe:
                 f"method | {what}, and one-shot masks were asked for; use learn_candidates, "
                 f"or choose of {', '.join(get_args(OneShot))}"
             )
+
+    def check_checkpoint(self, folder: str | Path | None) -> None:
+        """Refuses new weights without a folder for them, and a folder without new weights.
+
+        Raises:
+            RecipeError: if one of the two is lacking.
+        """
+        if self.update == (folder is not None):
+            return
+        if self.update:
+            problem = "is missing, and --update makes new weights; give a folder for them"
+        else:
+            problem = (
+                f"is '{folder}', and no weight changes; leave it out, or --update weights"
+            )
+        raise RecipeError(f"checkpoint | {problem}")
 
     @property
     def learns(self) -> bool:

@@ -172,3 +172,24 @@ def test_an_empty_text_is_told_in_one_line(cli: Cli, llama: Path, tmp_path: Path
     ran = cli("learn", llama, "--data", empty, *LEARN, "-o", tmp_path / "masks.json")
     assert (ran.code, ran.err.count("\n")) == (1, 1)
     assert "is empty" in ran.err
+
+
+@pytest.mark.parametrize("verb", ["learn", "permute"])
+def test_a_text_that_is_none_is_told_before_a_model_is_loaded(
+    cli: Cli, tmp_path: Path, verb: str
+) -> None:
+    empty = tmp_path / "empty.txt"
+    empty.touch()
+    for text, message in (
+        (empty, "is empty"),
+        (tmp_path / "no.txt", "cannot be read: No such"),
+    ):
+        ran = cli(verb, tmp_path / "no-model", "--data", text, "-o", tmp_path / "out.json")
+        refused(ran, f"text '{text}' | {message}")
+
+
+def test_a_bad_tile_is_told_before_a_model_is_loaded(
+    cli: Cli, text: Path, tmp_path: Path
+) -> None:
+    ran = cli("learn", tmp_path / "no-model", "--data", text, "--tile", "7x7")
+    refused(ran, "tile width along K | is 7; expected a multiple of 4")
