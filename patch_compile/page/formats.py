@@ -53,8 +53,11 @@ def microseconds(value: Any) -> str:
 
 
 def milliseconds(value: Any) -> str:
-    """Returns seconds as milliseconds in three digits."""
-    return f"{value * 1e3:,.3g} ms" if known(value) else UNKNOWN
+    """Returns seconds as milliseconds in three digits, or whole ones."""
+    if not known(value):
+        return UNKNOWN
+    # `g` would say 1e+03 from here on.
+    return f"{value * 1e3:.3g} ms" if value < 0.9995 else f"{value * 1e3:,.0f} ms"
 
 
 def ratio(value: Any) -> str:
