@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from patch_compile._require import require
@@ -38,8 +39,8 @@ class ModelResult:
         error: why there is no engine; empty if there is one.
         evidence: what its build told.
         joined: its 2:4 products; None for a model without pieces.
-        rounds: milliseconds on the GPU of every run, a tuple a round of timing; the first
-            is that of the build.
+        rounds: milliseconds on the GPU of every run, by the number of the round of timing;
+            round 0 is that of the build, and a round that failed is absent.
         profile: median milliseconds of every layer.
         bytes: size of the engine; None if unknown.
     """
@@ -49,18 +50,21 @@ class ModelResult:
     error: str
     evidence: Evidence
     joined: Joined | None
-    rounds: tuple[tuple[float, ...], ...]
+    rounds: Mapping[int, tuple[float, ...]]
     profile: dict[str, float]
     bytes: int | None
 
     @property
     def median(self) -> float | None:
         """The median milliseconds over all rounds of timing; None if nothing was timed."""
-        runs = sorted(run for times in self.rounds[1:] or self.rounds for run in times)
-        if not runs:
-            return None
-        middle = len(runs) // 2
-        return runs[middle] if len(runs) % 2 else (runs[middle - 1] + runs[middle]) / 2
+        runs = self.timed
+        return median(runs) if runs else None
+
+    @property
+    def timed(self) -> list[float]:
+        """Milliseconds of all runs in turns; those of the build if there are no others."""
+        turns = [times for number, times in self.rounds.items() if number]
+        return [run for times in turns or self.rounds.values() for run in times]
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain data."""
@@ -71,7 +75,7 @@ class ModelResult:
             "error": self.error,
             "bytes": self.bytes,
             "median_ms": self.median,
-            "rounds_ms": [list(times) for times in self.rounds],
+            "rounds_ms": {str(number): list(times) for number, times in self.rounds.items()},
             "performance": None
             if evidence.performance is None
             else asdict(evidence.performance),
@@ -238,11 +242,13 @@ def _manifest(folder: Path) -> _Manifest:
     try:
         manifest = parse_json(path.read_text("utf-8"))
         recipe = manifest["recipe"]
+        # Bundles of older releases say what was asked, not what ran.
+        asked = {"batch": recipe["batch"][1], "tokens": recipe["sequence"][1]}
+        sizes = {**asked, **next(iter(manifest["models"]), {})}
         sent = _Manifest(
             requested=bool(recipe["sparse"]),
-            # Kernels and runs are timed at the best point of the ranges.
-            batch=int(recipe["batch"][1]),
-            tokens=int(recipe["sequence"][1]),
+            batch=int(sizes["batch"]),
+            tokens=int(sizes["tokens"]),
             models=[_Sent.of(entry) for entry in manifest["models"]],
         )
     except DAMAGE as error:
@@ -313,11 +319,11 @@ def _error(place: Path) -> str:
     return f"trtexec ended with {status}{said}" if status else "trtexec was not run"
 
 
-def _rounds(place: Path) -> tuple[tuple[float, ...], ...]:
+def _rounds(place: Path) -> dict[int, tuple[float, ...]]:
     names = (_TIMES.fullmatch(path.name) for path in place.glob("times.*.json"))
     numbers = sorted(int(name[1]) for name in names if name is not None)
     texts = [(n, _text(place / f"times.{n}.json")) for n in numbers]
-    return tuple(tuple(read_times(text, f"times '{place}', round {n}")) for n, text in texts)
+    return {n: tuple(read_times(text, f"times '{place}', round {n}")) for n, text in texts}
 
 
 def note_results(results: Results, model: str | Path) -> None:

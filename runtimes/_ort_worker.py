@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from patch_compile._require import require
-from patch_compile.errors import PatchCompileError, RecipeError
+from patch_compile.errors import PatchCompileError
 from patch_compile.recipe import BenchRecipe
 from patch_compile.runtimes.device import device_name
 from patch_compile.runtimes.free_axes import pin_axes
@@ -27,6 +27,7 @@ from patch_compile.runtimes.onnxruntime import (
     start_session,
 )
 from patch_compile.runtimes.providers import Declared, EngineWishes, check_assigned, providers
+from patch_compile.runtimes.sizes import check_sizes
 
 __all__ = ["main"]
 
@@ -69,7 +70,13 @@ class _Model:
     def _feed(self, tokens: int) -> None:
         runtime = require("onnxruntime", "cpu")
         recipe, session = self._recipe, self._session
-        self._check_tokens(tokens)
+        inputs = session.get_inputs()
+        check_sizes(
+            self._subject,
+            lambda batch, sequence: input_shapes(inputs, batch=batch, sequence=sequence),
+            recipe.batch,
+            tokens,
+        )
         feeds = random_inputs(session, seed=recipe.seed, batch=recipe.batch, sequence=tokens)
         # Bound once, so that no run pays for copies between host and GPU.
         self._binding = session.io_binding()
@@ -78,17 +85,6 @@ class _Model:
             self._binding.bind_ortvalue_input(name, value)
         for output in session.get_outputs():
             self._binding.bind_output(output.name, self._device)
-
-    def _check_tokens(self, tokens: int) -> None:
-        """A model of fixed shapes runs its own number of tokens, whatever was asked."""
-        inputs, batch = self._session.get_inputs(), self._recipe.batch
-        shapes = input_shapes(inputs, batch=batch, sequence=tokens)
-        fixed = shapes == input_shapes(inputs, batch=batch, sequence=tokens + 1)
-        if fixed and not any(tokens in shape for shape in shapes.values()):
-            raise RecipeError(
-                f"tokens | are {tokens}, but {self._subject} has inputs of the fixed shapes "
-                f"{list(shapes.values())}; give its own number, or export it with dynamic axes"
-            )
 
     def _times(self, runs: int) -> list[float]:
         seconds = []

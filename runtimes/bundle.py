@@ -14,6 +14,7 @@ import json
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ from patch_compile.io.onnx_model import external_files, load_model
 from patch_compile.recipe import BuildRecipe
 from patch_compile.runtimes.engine_file import sha256_of
 from patch_compile.runtimes.network_inputs import network_inputs
-from patch_compile.runtimes.profiles import profile_shapes, symbol_sizes
+from patch_compile.runtimes.profiles import profile_shapes, run_shapes, symbol_sizes
+from patch_compile.runtimes.sizes import sizes_of
 from patch_compile.runtimes.trtexec_command import plain_arguments
 
 __all__ = ["BundledModel", "write_bundle"]
@@ -117,6 +119,8 @@ def _texts(
         shapes = profile_shapes(inputs, recipe.batch, recipe.sequence)
         file = Path("models") / (model.files or model.name) / model.path.name
         arguments = _arguments(file, recipe, shapes)
+        # Kernels and runs are timed at the best point of the ranges.
+        best = sizes_of(partial(run_shapes, inputs), recipe.batch[1], recipe.sequence[1])
         texts[f"commands/{model.name}.args"] = "\n".join(arguments) + "\n"
         described.append(
             {
@@ -124,6 +128,8 @@ def _texts(
                 "file": model.path.name,
                 "sha256": sha256_of(model.path),
                 "symbols": symbol_sizes(inputs, shapes),
+                "batch": best[0],
+                "tokens": best[1],
                 **model.facts,
             }
         )

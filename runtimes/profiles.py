@@ -1,9 +1,9 @@
 """Ranges of the dynamic axes of a model, as engine builders ask for them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["NetworkInput", "Range", "profile_shapes", "symbol_sizes"]
+__all__ = ["NetworkInput", "Range", "only", "profile_shapes", "run_shapes", "symbol_sizes"]
 
 Range = tuple[int, int, int]
 
@@ -45,6 +45,25 @@ def profile_shapes(
         if -1 in item.dims:
             shapes[item.name] = tuple(tuple(r[point] for r in ranges) for point in range(3))
     return shapes
+
+
+def only(size: int) -> Range:
+    """Returns the range of one size."""
+    return size, size, size
+
+
+def run_shapes(
+    inputs: Sequence[NetworkInput], batch: int, tokens: int
+) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of every input in a run, fixed ones too, by name.
+
+    Args:
+        inputs: in graph order.
+        batch: size of a dynamic axis 0.
+        tokens: size of any other dynamic axis.
+    """
+    shapes = profile_shapes(inputs, only(batch), only(tokens))
+    return {item.name: shapes.get(item.name, (item.dims,))[0] for item in inputs}
 
 
 def _range(size: int, symbol: str | None, guess: Range, symbols: dict[str, Range]) -> Range:

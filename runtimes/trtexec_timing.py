@@ -6,6 +6,7 @@ trtexec warms up by itself and times on the GPU, without the copies between host
 import tempfile
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from patch_compile.errors import ModelError, RuntimeUnavailable
@@ -14,7 +15,8 @@ from patch_compile.runtimes._process import death, run_logged, tail
 from patch_compile.runtimes.engines import EngineResult, build_engine
 from patch_compile.runtimes.layer_info import read_times
 from patch_compile.runtimes.network_inputs import network_inputs
-from patch_compile.runtimes.profiles import Range, profile_shapes
+from patch_compile.runtimes.profiles import only, profile_shapes, run_shapes
+from patch_compile.runtimes.sizes import check_sizes
 from patch_compile.runtimes.timing import ModelFacts
 from patch_compile.runtimes.trtexec_command import find_trtexec, probe, timing_command
 
@@ -37,7 +39,7 @@ def open_timed(model: Path, recipe: BenchRecipe, cache: Path | None = None) -> "
     asked = BuildRecipe(
         engine="trtexec",
         sparse=recipe.sparse,
-        batch=_only(recipe.batch),
+        batch=only(recipe.batch),
         sequence=(min(recipe.tokens), max(recipe.tokens), max(recipe.tokens)),
         timing_cache="",
         timeout=recipe.timeout,
@@ -49,10 +51,6 @@ def open_timed(model: Path, recipe: BenchRecipe, cache: Path | None = None) -> "
             asked = replace(asked, timing_cache="timing.cache")
         built = build_engine(model, cache / f"{model.stem}.engine", asked)
         return TrtexecModel(model, built, recipe, stack.pop_all())
-
-
-def _only(size: int) -> Range:
-    return size, size, size
 
 
 class TrtexecModel:
@@ -67,9 +65,15 @@ class TrtexecModel:
         self._shapes: dict[str, tuple[tuple[int, ...], ...]] = {}
 
     def feed(self, tokens: int) -> None:
-        """Sets the shapes of the runs to come; trtexec makes the values."""
-        batch = _only(self._recipe.batch)
-        self._shapes = profile_shapes(self._inputs, batch, _only(tokens))
+        """Sets the shapes of the runs to come; trtexec makes the values.
+
+        Raises:
+            RecipeError: if the model's fixed shapes are of another batch or number of tokens.
+        """
+        batch = self._recipe.batch
+        shapes = partial(run_shapes, self._inputs)
+        check_sizes(f"model '{self._model}'", shapes, batch, tokens)
+        self._shapes = profile_shapes(self._inputs, only(batch), only(tokens))
 
     def times(self, runs: int) -> list[float]:
         """Returns the GPU's seconds of so many runs, or of as many as fill a second.

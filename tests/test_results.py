@@ -18,7 +18,7 @@ from patch_compile.recipe import BuildRecipe, CompileRecipe
 from patch_compile.results import bundle_engines, import_results, note_results
 from tests.runtimes import published
 from tests.runtimes.standin import stand_in
-from tests.support import three_linears, unpack
+from tests.support import Linear, linear_model, random_weight, three_linears, unpack
 
 RECIPE = BuildRecipe(batch=(1, 2, 4), sequence=(1, 64, 128), optimization_level=2)
 BASH = shutil.which("bash")
@@ -104,6 +104,26 @@ def test_a_bundle_holds_everything_and_nothing_of_this_machine(compiled: Path) -
     onnx.checker.check_model(folder / "models" / "compiled" / "compiled.onnx")
 
 
+@pytest.mark.parametrize(
+    ("lead", "sizes"), [((1, 32), (1, 32)), (("batch", "tokens"), (2, 64))]
+)
+def test_a_bundle_says_what_its_models_run(
+    lead: tuple[int | str, ...],
+    sizes: tuple[int, int],
+    tmp_path: Path,
+    rng: np.random.Generator,
+) -> None:
+    model = linear_model(
+        [Linear("a", random_weight(rng, 8, 16))], tmp_path / "m.onnx", lead=lead
+    )
+    folder = _unpacked(bundle_engines(model, tmp_path / "out.tar", RECIPE))
+    (entry,) = json.loads((folder / "manifest.json").read_text("utf-8"))["models"]
+    assert (entry["batch"], entry["tokens"]) == sizes
+    shutil.copytree(folder, tmp_path / "results")
+    found = import_results(tmp_path / "results")
+    assert (found.batch, found.tokens) == sizes
+
+
 def test_equal_inputs_give_equal_bundles(compiled: Path) -> None:
     first = _bundle(compiled).read_bytes()
     assert _bundle(compiled).read_bytes() == first
@@ -129,7 +149,7 @@ def test_there_and_back(compiled: Path, tmp_path: Path) -> None:
         None,
     )
     assert (again.name, again.sha256) == ("dense_again", dense.sha256)
-    assert first.rounds == ((2.5, 2.25),) * 3
+    assert first.rounds == dict.fromkeys(range(3), (2.5, 2.25))
     assert first.median == 2.375
     assert (first.evidence.device, first.evidence.sparsity.found) == ("NVIDIA RTX A6000", 3)
     assert first.joined is not None

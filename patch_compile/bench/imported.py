@@ -1,8 +1,10 @@
 """A benchmark that another machine ran: from a bundle's results to rows and verdicts."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from patch_compile.bench.judging import COMPILED, DENSE, result_of
 from patch_compile.bench.predictions import read_predictions
@@ -47,18 +49,20 @@ def bench_of_results(
 
     Args:
         results: what came back.
-        predicted: by tokens and target, ratios of compiled to dense.
+        predicted: by tokens of a run and target, ratios of compiled to dense.
 
     Raises:
         ModelError: if the dense or the compiled model has too few rounds of times.
     """
     timed = {_label(model): model for model in results.models if not model.error}
     rounds = {name: _seconds(model) for name, model in timed.items()}
-    rounds = {name: seconds for name, seconds in rounds.items() if len(seconds)}
-    count = min((len(seconds) for seconds in rounds.values()), default=0)
+    rounds = {name: seconds for name, seconds in rounds.items() if seconds}
+    # A ratio is of one round: what slowed one model in it slowed the other.
+    shared = sorted(set.intersection(*map(set, rounds.values()))) if rounds else []
+    count = len(shared)
     lacking = sorted({DENSE, COMPILED} - rounds.keys())
     if lacking or count < _LEAST_ROUNDS:
-        what = f"no times of '{lacking[0]}'" if lacking else f"{count} rounds of timing"
+        what = f"no times of '{lacking[0]}'" if lacking else f"{count} rounds of all models"
         raise ModelError(
             f"results | hold {what}; expected the dense and the compiled model, "
             f"{_LEAST_ROUNDS} rounds each; bundle with --dense, and run ROUNDS=10 bash run.sh"
@@ -69,7 +73,7 @@ def bench_of_results(
     ordered = sorted(rounds, key=lambda name: (not name.startswith(DENSE), name))
     return result_of(
         recipe,
-        {results.tokens: {name: rounds[name][:count] for name in ordered}},
+        {results.tokens: {name: _of(rounds[name], shared) for name in ordered}},
         tuple(_measured(name, timed[name]) for name in ordered),
         version=results.version,
         device="unknown" if results.gpu is None else results.gpu.name,
@@ -81,9 +85,14 @@ def _label(model: ModelResult) -> str:
     return model.name.replace("_", " ")
 
 
-def _seconds(model: ModelResult) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
-    # The first entry is of the build.
-    return np.array([float(np.median(runs)) / 1e3 for runs in model.rounds[1:] if runs])
+def _seconds(model: ModelResult) -> dict[int, float]:
+    """Returns the seconds of every round that has any, but for that of the build."""
+    turns = ((number, runs) for number, runs in model.rounds.items() if number and runs)
+    return {number: float(np.median(runs)) / 1e3 for number, runs in turns}
+
+
+def _of(seconds: Mapping[int, float], rounds: Sequence[int]) -> NDArray[np.float64]:
+    return np.array([seconds[number] for number in rounds])
 
 
 def _measured(name: str, model: ModelResult) -> Measured:

@@ -40,7 +40,8 @@ def result_of(
         models: what else is known of each.
         version: of the runtime.
         device: name of the GPU or processor.
-        predicted: by tokens and target, ratios of compiled to dense.
+        predicted: by tokens of a run, all its sequences together, and target: ratios of
+            compiled to dense.
     """
     noise = {
         tokens: floor
@@ -50,7 +51,14 @@ def result_of(
     rows = [
         row
         for tokens, found in samples.items()
-        for row in _rows(found, tokens, recipe, noise.get(tokens), predicted.get(tokens, {}))
+        for row in _rows(
+            found,
+            tokens,
+            recipe,
+            noise.get(tokens),
+            # Of products: all the tokens of a run are rows of one.
+            predicted.get(recipe.batch * tokens, {}),
+        )
     ]
     return BenchResult(recipe, version, device, tuple(rows), models, noise)
 

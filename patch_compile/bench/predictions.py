@@ -9,7 +9,7 @@ __all__ = ["read_predictions"]
 
 
 def read_predictions(compiled: Path) -> dict[int, dict[str, float]]:
-    """Returns latency ratios of the compiled weights to the dense ones, by tokens and target.
+    """Returns ratios of compiled weights' latency to dense, by tokens of a run and target.
 
     They are of the products over masked weights alone, and of what joins them; a measurement
     is of the whole model.

@@ -79,7 +79,7 @@ def _result_row(model: ModelResult, dense: float | None) -> tuple[str, ...]:
     return (
         model.name,
         "-" if model.bytes is None else f"{model.bytes / 1e6:.1f}",
-        str(sum(map(len, model.rounds[1:] or model.rounds))),
+        str(len(model.timed)),
         "-" if median is None else f"{median:.4g}",
         "-" if against is None else f"{against:.3f}",
         "unknown" if sparsity.found is None else str(sparsity.found),

@@ -30,7 +30,7 @@ class Comparison:
     """What is known of the time at one number of tokens, on one machine.
 
     Attributes:
-        tokens: of each sequence.
+        tokens: of a run, all its sequences together.
         predicted: speed-ups with their targets, `1.25x (a100-bf16)`; empty if there are none.
         where: runtime and device of the measurement; `not measured` without one.
         dense: seconds of a run of the dense model; None without a measurement.
@@ -59,9 +59,9 @@ def comparisons(report: Facts, times: Sequence[Times], target: str) -> list[Comp
     made = _entries(report)
     told = {time.tokens: f"{ratio(time.total.gain)} ({target})" for time in times}
     found = []
-    for tokens in sorted({*told, *(int(entry["tokens"]) for entry in made)}):
+    for tokens in sorted({*told, *map(_in_all, made)}):
         predicted = told.get(tokens, "")
-        rows = [entry for entry in made if entry["tokens"] == tokens]
+        rows = [entry for entry in made if _in_all(entry) == tokens]
         found += [_compared(tokens, predicted, row) for row in rows]
         if not rows:
             found.append(Comparison(tokens, predicted))
@@ -73,8 +73,13 @@ def _entries(report: Facts) -> Sequence[Facts]:
     return entries
 
 
+def _in_all(entry: Facts) -> int:
+    """The tokens of a run: products are predicted by these."""
+    return int(entry["batch"]) * int(entry["tokens"])
+
+
 def _compared(tokens: int, predicted: str, row: Facts) -> Comparison:
-    batch = "" if row["batch"] == 1 else f", batch {row['batch']}"
+    batch = "" if row["batch"] == 1 else f", {row['batch']} sequences of {row['tokens']}"
     cast = ", which was cast" if row.get("cast") else ""
     return Comparison(
         tokens,

@@ -23,7 +23,7 @@ from tests.test_results import _layers, _run, _unpacked
 def _result(name: str, factor: float, rounds: int = 6) -> ModelResult:
     """Runs of a GPU that slows down, and one that stalls in every round."""
     speeds = 1.0 + 0.1 * np.arange(rounds + 1)
-    runs = tuple((factor * s, factor * s, 50.0) for s in speeds)
+    runs = {n: (factor * s, factor * s, 50.0) for n, s in enumerate(speeds)}
     return ModelResult(name, "0", "", Evidence("trtexec"), None, runs, {}, 1000)
 
 
@@ -35,7 +35,7 @@ def test_rounds_are_judged_against_the_second_build_of_the_dense_model() -> None
     models = [
         _result(n, f) for n, f in (("compiled", 0.8), ("dense", 1.0), ("dense_again", 1.02))
     ]
-    found = bench_of_results(_results(*models), {64: {"a100-bf16": 0.75}})
+    found = bench_of_results(_results(*models), {2 * 64: {"a100-bf16": 0.75}})
     rows = {row.model: row for row in found.rows}
     assert list(rows) == ["dense", "dense again", "compiled"]
     assert rows["compiled"].ratio.median == pytest.approx(0.8)
@@ -61,7 +61,7 @@ def test_without_a_second_build_nothing_is_judged() -> None:
     ("models", "message"),
     [
         ((_result("compiled", 0.8),), "no times of 'dense'"),
-        ((_result("compiled", 0.8), _result("dense", 1.0, 3)), "3 rounds of timing"),
+        ((_result("compiled", 0.8), _result("dense", 1.0, 3)), "3 rounds of all models"),
         (
             (replace(_result("compiled", 0.8), error="boom"), _result("dense", 1.0)),
             "no times of 'compiled'",
@@ -74,11 +74,26 @@ def test_too_little_is_refused(models: tuple[ModelResult, ...], message: str) ->
     said(caught)
 
 
+@pytest.mark.parametrize(("name", "lost"), [("compiled", 1), ("dense", 0), ("dense_again", 3)])
+def test_rounds_are_paired_by_number_where_some_were_lost(name: str, lost: int) -> None:
+    factors = {"compiled": 0.97, "dense": 1.0, "dense_again": 1.0}
+    models = [_result(n, f) for n, f in factors.items()]
+    left = [
+        replace(m, rounds={n: r for n, r in m.rounds.items() if (m.name, n) != (name, lost)})
+        for m in models
+    ]
+    found = bench_of_results(_results(*left))
+    rows = {row.model: row for row in found.rows}
+    assert rows["compiled"].ratio.median == pytest.approx(0.97)
+    assert rows["compiled"].verdict == "faster"
+    assert found.noise[64] == pytest.approx(0.0)
+
+
 @pytest.fixture
 def returned(tmp_path: Path, rng: np.random.Generator) -> tuple[Path, Path]:
     """A compiled model with predictions, and the results of its bundle."""
     model, masks, _ = three_linears(tmp_path, rng, external=True)
-    recipe = CompileRecipe(lowering="columns", target="a100-fp16", tokens=("64",))
+    recipe = CompileRecipe(lowering="columns", target="a100-fp16", tokens=("128",))
     compiled = compile_model(model, masks, recipe).save(tmp_path / "out")
     asked = BuildRecipe(batch=(1, 2, 4), sequence=(1, 64, 128))
     bundle = bundle_engines(compiled, tmp_path / "out.tar", asked, dense=model)

@@ -161,7 +161,7 @@ def test_a_bundle_goes_out_and_its_results_come_back(
         "compiled on NVIDIA RTX A6000"
     ]
     whole = json.loads(cli("results", folder / "results", "--json").out)
-    assert whole["models"][0]["rounds_ms"] == [[2.5, 2.25], [2.5, 2.25]]
+    assert whole["models"][0]["rounds_ms"] == {"0": [2.5, 2.25], "1": [2.5, 2.25]}
 
 
 def test_masks_without_a_bundle_are_refused(cli: Cli, job: Job) -> None:

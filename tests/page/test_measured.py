@@ -118,13 +118,22 @@ def test_without_either_the_page_says_so(report: dict[str, Any]) -> None:
     assert '"measured":"not measured"' in page
 
 
+def test_a_batch_stands_beside_what_was_predicted_for_all_its_tokens(
+    report: dict[str, Any],
+) -> None:
+    page = _drawn(report, tokens=(128, 512), measured=[{**MEASURED, "batch": 4}])
+    _, alone, together = _Rows(page, "measured").rows
+    assert (alone[0], alone[2]) == ("128", "not measured")
+    assert together[:3] == ["512", "1.20x (a100-fp16)", ROW[1]]
+
+
 def test_machines_stand_apart_and_casts_are_told(report: dict[str, Any]) -> None:
     other = {**MEASURED, "device": "a CPU", "batch": 4, "cast": True, "noise": None}
     page = _drawn(report, tokens=(), measured=[MEASURED, other])
     _, first, second = _Rows(page, "measured").rows
     assert first == [ROW[0], "unknown", *ROW[1:]]
     assert second[3] == "the noise is unknown"
-    assert second[6] == "trtexec 10.13.0, a CPU, batch 4, which was cast"
+    assert second[6] == "trtexec 10.13.0, a CPU, 4 sequences of 128, which was cast"
 
 
 def test_device_names_cannot_leave_their_cell(report: dict[str, Any]) -> None:

@@ -78,7 +78,9 @@ def test_a_fixed_sequence_takes_no_other_tokens(
     opened = open_timed(linear_model([linear], tmp_path / "m.onnx", lead=(4,)), RECIPE)
     opened.feed(4)
     assert opened.times(1)
-    with pytest.raises(RecipeError, match=r"tokens \| are 7, but model .* fixed") as caught:
+    with pytest.raises(
+        RecipeError, match=r"tokens \| are 7 at batch 1, but model .* fixed"
+    ) as caught:
         opened.feed(7)
     opened.close()
     said(caught)
