@@ -48,6 +48,7 @@ def note_engine(
         "sm": list(sm),
         "gpu": evidence.device or "unknown",
         "requested": evidence.requested,
+        "eligible": sum(weight.eligible for weight in joined.weights),
         **joined.to_json(),
     }
     if recipe is not None:
@@ -56,7 +57,6 @@ def note_engine(
 
 
 def _with_engine(entry: dict[str, Any], report: dict[str, Any]) -> dict[str, Any]:
-    entry["eligible"] = report["totals"]["eligible"]
     others = [e for e in report["engines"] if e["engine"] != entry["engine"]]
     engines = sorted([*others, entry], key=lambda engine: str(engine["engine"]))
     return {**report, "engines": engines}

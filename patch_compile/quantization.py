@@ -6,6 +6,7 @@ outliers would ruin keep their type; see `sensitivity`.
 """
 
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -20,7 +21,7 @@ from patch_compile.expected import read_beside
 from patch_compile.io.atomic import stage_text, staged_folder
 from patch_compile.io.layout import drop_stale
 from patch_compile.io.onnx_model import load_model
-from patch_compile.names import chosen
+from patch_compile.names import chosen, written
 from patch_compile.page.render import page_of
 from patch_compile.papers import report_text, with_versions
 from patch_compile.parsing import parse_json
@@ -120,9 +121,10 @@ def quantize_model(
         for file in stage.iterdir():
             # The quantiser's files are its user's alone.
             shutil.copymode(compiled, file)
-        labels = {name: product.label for name, product in products.items()}
+        labels = _labels(products)
         facts = _checked(load_model(target), recipe, len(feeds), labels, kept, found)
-        noted = partial(_with_note, facts)
+        asked = {"recipe": asdict(recipe), "data": written(Path(data))}
+        noted = partial(_with_note, facts, asked)
         report = read_beside(compiled, "report.json", noted)
         stage_text(stage / "report.json", report)
         stage_text(stage / "report.html", page_of(report))
@@ -228,7 +230,16 @@ def _checked(
     )
 
 
-def _with_note(found: Quantized, text: str) -> str:
+def _labels(products: Mapping[str, _Product]) -> dict[str, str]:
+    """Calls products after their weights; with the node's name those that share one."""
+    shared = Counter(product.label for product in products.values())
+    return {
+        name: product.label if shared[product.label] == 1 else f"{product.label} ({name})"
+        for name, product in products.items()
+    }
+
+
+def _with_note(found: Quantized, asked: Mapping[str, Any], text: str) -> str:
     used = {"onnxruntime": require("onnxruntime", "cpu").__version__}
-    report = {**with_versions(parse_json(text), used), "quantized": asdict(found)}
+    report = {**with_versions(parse_json(text), used), "quantized": {**asdict(found), **asked}}
     return report_text(report)

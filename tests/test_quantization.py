@@ -235,9 +235,12 @@ def _recipe(**changes: Any) -> QuantizeRecipe:
 
 def test_products_that_outliers_ruin_keep_their_type(job: Job, outlier: Path) -> None:
     found = quantize_model(outlier, INT8, job.text, tokenizer=job.tokenizer)
-    assert set(found.kept) == {"a.weight"}
-    assert "lose 100% of a typical token of its input" in found.kept["a.weight"]
-    assert found.sensitivity["a.weight"]["input"]["peak"] == pytest.approx(1e4)
+    # Its dense and its 2:4 piece, each told by itself.
+    pieces = {"a.weight (a/patch/dense_0)", "a.weight (a/patch/sparse24_1)"}
+    assert set(found.kept) == pieces
+    for name in pieces:
+        assert "lose 100% of a typical token of its input" in found.kept[name]
+        assert found.sensitivity[name]["input"]["peak"] == pytest.approx(1e4)
     assert found.products == 1
     types = {
         piece.name for piece in quantized_pieces(load_model(outlier)) if "b" in piece.name
@@ -272,7 +275,8 @@ def test_ignored_weights_keep_their_type(job: Job) -> None:
     path = job.compiled()
     recipe = _recipe(quantize_ignore=("re:^a\\.",))
     found = quantize_model(path, recipe, job.text, tokenizer=job.tokenizer)
-    assert found.kept == {"a.weight": "left out by quantize-ignore"}
+    assert set(found.kept.values()) == {"left out by quantize-ignore"}
+    assert {name.partition(" ")[0] for name in found.kept} == {"a.weight"}
     assert all("b.weight" not in name for name in found.kept)
 
 

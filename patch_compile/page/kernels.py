@@ -11,15 +11,16 @@ Facts = Mapping[str, Any]
 
 
 def chosen(report: Facts) -> str:
-    """Returns how many pieces got a sparse kernel, by engine, as far as anyone knows."""
+    """Returns how many 2:4 products got a sparse kernel, by engine, as far as anyone knows.
+
+    Weights that are lowered together share products: there are fewer than pieces.
+    """
     told = [engine for engine in report["engines"] if known(engine["chosen"])]
-    if known(report["totals"]["chosen"]):
-        return f"{report['totals']['chosen']}"
-    if not told:
-        return UNKNOWN
-    if len(told) == 1:
-        return f"{told[0]['chosen']}"
-    return ", ".join(f"{engine['chosen']} ({engine['engine']})" for engine in told)
+    counts = [f"{engine['chosen']} of {engine['eligible']} products" for engine in told]
+    if len(told) < 2:
+        return "".join(counts) or UNKNOWN
+    names = (engine["engine"] for engine in told)
+    return ", ".join(f"{count} ({name})" for count, name in zip(counts, names, strict=True))
 
 
 def verdicts(report: Facts) -> list[list[str]]:
@@ -31,8 +32,13 @@ def verdicts(report: Facts) -> list[list[str]]:
 
 
 def _told(engine: Facts, weight: Facts) -> list[str]:
-    name = "+".join(weight["masks"])
-    entries = [entry for entry in engine.get("weights", ()) if entry["weight"] == name]
+    masks = set(weight["masks"])
+    # A merged product has the masks of several weights.
+    entries = [
+        entry
+        for entry in engine.get("weights", ())
+        if masks and masks <= set(entry["weight"].split("+"))
+    ]
     return [
         f"{engine['engine']}: {piece['verdict']}"
         + (f", kernel {piece['tactic']}" if piece["tactic"] else "")

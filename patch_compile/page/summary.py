@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from patch_compile.page.formats import UNKNOWN, count, percent, ratio, total
+from patch_compile.page.commands import NEAR
+from patch_compile.page.formats import UNKNOWN, count, known, percent, ratio, total
 from patch_compile.page.kernels import chosen
 from patch_compile.page.measured import measured_figure, measured_gains, measurement
 from patch_compile.page.times import Times, predicted
@@ -63,13 +64,20 @@ def asked(report: Facts) -> str:
 
 
 def wished(report: Facts) -> str:
-    """Returns the sparsity that was asked of the masks, or else what their file says."""
+    """Returns what was asked of the masks, or else the sparsity that their file states."""
     made_by = report["made_by"]
+    budget = made_by.get("budget")
+    if isinstance(budget, Mapping):
+        return f"{ratio(budget.get('asked'))} on {budget.get('target', UNKNOWN)}"
     options = made_by.get("recipe", {})
     asked_for = options.get("sparsity") if isinstance(options, Mapping) else None
-    if isinstance(asked_for, list) and len(asked_for) == 1:
-        return percent(asked_for[0])
-    return percent(made_by.get("sparsity"))
+    made = made_by.get("sparsity")
+    several = asked_for if isinstance(asked_for, list) else []
+    if not known(made) and len(several) == 1:
+        return percent(several[0])
+    # Of masks that were cut since, none of these is what their file states.
+    near = [wish for wish in several if known(made) and abs(wish - made) < NEAR]
+    return percent(near[0] if near else made)
 
 
 def sentences(report: Facts) -> list[str]:
@@ -108,10 +116,10 @@ def target(report: Facts) -> str:
 def _kernels(found: str) -> str:
     if found == UNKNOWN:
         return (
-            "Whether a GPU runs the 2:4 pieces on sparse kernels is unknown: no build log and "
-            "no engine inspector has said so."
+            "Whether a GPU runs the 2:4 products on sparse kernels is unknown: no build log "
+            "and no engine inspector has said so."
         )
-    return f"Pieces with a sparse kernel, by a build log or engine inspector: {found}."
+    return f"With a sparse kernel, by a build log or engine inspector: {found}."
 
 
 def figures(report: Facts) -> list[Figure]:

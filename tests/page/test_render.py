@@ -241,9 +241,38 @@ def test_a_kernel_that_an_engine_named_is_counted_and_told_of_its_weight(text: s
     told = {"weight": "+".join(weight["masks"]), "pieces": [piece]}
     engine = {**ENGINE, "engine": "a.engine", "chosen": 3, "weights": [told]}
     page = page_of(with_facts(text, engines=[engine]))
-    assert _row(page, "chosen")[1:] == ["3", "from a build log or an engine inspector"]
+    told_of = "from a build log or an engine inspector"
+    assert _row(page, "chosen")[1:] == ["3 of 9 products", told_of]
     assert '"told":["a.engine: chosen, kernel sm80_xmma_sparse_gemm"]' in page
-    assert "Pieces with a sparse kernel, by a build log or engine inspector: 3." in page
+    assert "With a sparse kernel, by a build log or engine inspector: 3 of 9 products." in page
+
+
+def test_a_merged_product_is_told_of_each_of_its_weights(text: str) -> None:
+    first, second = (weight["masks"] for weight in json.loads(text)["weights"][:2])
+    piece = {"verdict": "chosen", "tactic": "sm80_xmma_sparse_gemm", "reason": ""}
+    told = {"weight": "+".join([*second, "other", *first]), "pieces": [piece]}
+    engine = {**ENGINE, "engine": "a.engine", "chosen": 1, "weights": [told]}
+    page = page_of(with_facts(text, engines=[engine]))
+    assert page.count('"told":["a.engine: chosen, kernel sm80_xmma_sparse_gemm"]') == 2
+
+
+@pytest.mark.parametrize(
+    ("facts", "value"),
+    [
+        ({"sparsity": 0.3, "recipe": {"sparsity": [0.4]}}, "30.0%"),
+        ({"sparsity": 0.2497, "recipe": {"sparsity": [0.25, 0.4]}}, "25.0%"),
+        ({"recipe": {"sparsity": [0.4]}}, "40.0%"),
+        (
+            {"sparsity": 0.41, "budget": {"asked": 1.1, "target": "a100-bf16"}},
+            "1.10x on a100-bf16",
+        ),
+    ],
+)
+def test_the_wish_is_what_was_asked_of_these_masks(
+    text: str, facts: dict[str, Any], value: str
+) -> None:
+    report = {**json.loads(text), "made_by": facts}
+    assert f"Asked {value}" in _Reader(page_of(json.dumps(report))).words()
 
 
 def _predict(report: dict[str, Any], entry: dict[str, Any], weights: int) -> None:
