@@ -5,7 +5,7 @@ nowhere, or in two places, is an error that lists candidates: guessing would pru
 weight in silence. N: out features. K: in features.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -65,7 +65,7 @@ def bind(
     """
     named = _by_name(sites, masks)
     taken = {mask.name for parts in named.values() for mask in parts}
-    left_alone = _refused(refusals, masks, taken)
+    left_alone = _refused(refusals, masks, taken) | _twins(sites, masks)
     missing = [m for m in masks.weights.values() if m.name not in {*taken, *left_alone}]
     free = [site for site in sites if site.name not in named]
     digested = _by_digest(free, missing)
@@ -99,7 +99,8 @@ def in_features(sites: Iterable[Site]) -> Callable[[str], int | None]:
 
 
 def _by_name(sites: Sequence[Site], masks: Masks) -> dict[str, tuple[WeightMask, ...]]:
-    named = _by_exact_name(sites, masks)
+    # Letter for letter: no guess can beat that.
+    named = {s: (masks.weights[names[0]],) for s, names in _carried(sites, masks).items()}
     exact = {mask.name for parts in named.values() for mask in parts}
     by_path = _by_path([mask for name, mask in masks.weights.items() if name not in exact])
     index = _index(by_path)
@@ -114,15 +115,32 @@ def _by_name(sites: Sequence[Site], masks: Masks) -> dict[str, tuple[WeightMask,
     return named
 
 
-def _by_exact_name(sites: Sequence[Site], masks: Masks) -> dict[str, tuple[WeightMask, ...]]:
-    """Masks whose name one site alone carries, letter for letter: no guess can beat that."""
-    carriers: defaultdict[str, list[str]] = defaultdict(list)
-    for site in sites:
-        for parameter in site.parameters:
-            if parameter in masks.weights:
-                carriers[parameter].append(site.name)
-    alone = {names[0]: name for name, names in carriers.items() if len(names) == 1}
-    return {site: (masks.weights[name],) for site, name in alone.items()}
+def _carried(sites: Sequence[Site], masks: Masks) -> dict[str, list[str]]:
+    """Lists by site the masks whose name it alone carries, the most certain name first."""
+    carriers = Counter(name for site in sites for name in set(site.parameters))
+    alone = {
+        site.name: [n for n in site.parameters if n in masks.weights and carriers[n] == 1]
+        for site in sites
+    }
+    return {site: names for site, names in alone.items() if names}
+
+
+def _twins(sites: Sequence[Site], masks: Masks) -> dict[str, str]:
+    """Masks of a weight that another mask has: layers may share one, and masks name both.
+
+    Raises:
+        MaskError: if they differ.
+    """
+    found: dict[str, str] = {}
+    for site, (first, *others) in _carried(sites, masks).items():
+        for name in others:
+            if not np.array_equal(masks.weights[first].keep(), masks.weights[name].keep()):
+                raise MaskError(
+                    f"masks '{first}' and '{name}' | differ, and weight '{site}' stands for "
+                    "both; expected equal ones; leave one out (--ignore)"
+                )
+            found[name] = f"equal to mask '{first}' of the same weight"
+    return found
 
 
 def _by_path(masks: Sequence[WeightMask]) -> dict[Path, WeightMask]:

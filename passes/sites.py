@@ -6,7 +6,7 @@ which names their weights may carry; the rewrite engine answers only yes or no t
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -27,6 +27,7 @@ __all__ = [
     "find_sites",
     "names_of",
     "pieces",
+    "unshared",
 ]
 
 # Keys of node metadata. WEIGHT is also written by the exporter.
@@ -63,12 +64,14 @@ class Site:
         parameters: names the weight may have in the source model, most certain first.
         aliases: other values that hold the same tensor, as when a function with a Constant
             is inlined twice.
+        shared: what else reads it, in words; empty if only products do.
     """
 
     name: str
     weight: StoredWeight
     parameters: tuple[str, ...]
     aliases: tuple[str, ...] = ()
+    shared: str = ""
 
     @property
     def label(self) -> str:
@@ -100,6 +103,7 @@ def find_sites(model: ir.Model, *, compiled: bool = False) -> tuple[list[Site], 
     parameters: defaultdict[str, dict[str, None]] = defaultdict(dict)
     aliases: defaultdict[str, dict[str, None]] = defaultdict(dict)
     firsts: dict[int, str] = {}
+    shared: dict[str, str] = {}
     for node, inside in _products(model):
         found = constant_weight(node) or _quantized(node)
         if found is None:
@@ -118,12 +122,43 @@ def find_sites(model: ir.Model, *, compiled: bool = False) -> tuple[list[Site], 
         if reason is not None:
             reasons.setdefault(name, reason)
         weights[name] = StoredWeight(tensor, transposed)
+        shared[name] = shared.get(name) or _other_reader(value)
     sites = [
-        Site(name, weight, tuple(parameters[name]), tuple(aliases[name]))
+        Site(name, weight, tuple(parameters[name]), tuple(aliases[name]), shared[name])
         for name, weight in weights.items()
         if name not in reasons
     ]
     return sites, [Refusal(n, tuple(parameters[n]), reason) for n, reason in reasons.items()]
+
+
+def unshared(
+    sites: Sequence[Site], refusals: Sequence[Refusal]
+) -> tuple[list[Site], list[Refusal]]:
+    """Refuses weights that more than products read: a mask would not be the same for both."""
+    told = [
+        Refusal(site.name, site.parameters, f"is read by {site.shared} as well")
+        for site in sites
+        if site.shared
+    ]
+    return [site for site in sites if not site.shared], [*refusals, *told]
+
+
+def _other_reader(value: ir.Value) -> str:
+    """Names what reads a weight and does not multiply by it from the right."""
+    if value.is_graph_output():
+        return "the graph's caller"
+    for node, index in value.uses():
+        plain = not node.domain and (node.op_type == "Identity" or _swaps(node))
+        found = _other_reader(node.outputs[0]) if plain else _reader(node, index)
+        if found:
+            return found
+    return ""
+
+
+def _reader(node: ir.Node, index: int) -> str:
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    product = (domain, node.op_type) in _PRODUCTS and index == 1
+    return "" if product else f"{node.op_type} '{node.name}'"
 
 
 def pieces(model: ir.Model) -> Iterator[ir.Node]:

@@ -18,7 +18,7 @@ from patch_compile.names import chosen
 from patch_compile.passes.binding import Binding, bind, in_features
 from patch_compile.passes.elsewhere import find_elsewhere
 from patch_compile.passes.pipeline import inline
-from patch_compile.passes.sites import Refusal, Site, find_sites
+from patch_compile.passes.sites import Refusal, Site, find_sites, unshared
 from patch_compile.passes.structure import find_structure
 from patch_compile.recipe import CompileRecipe
 from patch_compile.tiles.cut import cut_masks
@@ -55,6 +55,8 @@ def bind_masks(
     """
     inline(model)
     sites, refusals = find_sites(model)
+    if str(masks) != "infer":
+        sites, refusals = unshared(sites, refusals)
     known = _masks(masks, sites, recipe, progress)
     wanted = _wanted(list(known.weights), recipe)
     if known.weights and not wanted:

@@ -209,6 +209,26 @@ def test_parts_without_a_mask_are_kept_whole(given: list[str], heights: list[int
         assert mask.name in given or (mask.dense.all() and mask.zeros() == 0)
 
 
+ENC, DEC = "enc.proj.weight", "dec.proj.weight"
+
+
+def test_equal_masks_of_a_weight_that_two_layers_share_bind_as_one() -> None:
+    weight = weight_of(0)
+    masks = masks_of(mask_of(ENC, weight), mask_of(DEC, weight))
+    (binding,), left_alone = bind([site("w", weight, ENC, DEC)], [], masks)
+    assert names(binding) == [ENC]
+    assert left_alone == {DEC: f"equal to mask '{ENC}' of the same weight"}
+
+
+def test_other_masks_of_a_weight_that_two_layers_share_are_refused() -> None:
+    weight = weight_of(0)
+    other = random_mask(np.random.default_rng(1), DEC, weight, "4x4")
+    text = refusal([site("w", weight, ENC, DEC)], mask_of(ENC, weight), other)
+    assert text.startswith(
+        f"masks '{ENC}' and '{DEC}' | differ, and weight 'w' stands for both"
+    )
+
+
 def test_part_whose_place_is_unknown_is_refused() -> None:
     one, masks = fused()
     assert refusal([one], masks[K]) == (

@@ -1,6 +1,7 @@
 """Weights that cannot be lowered are left as they are, and their masks say why."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from patch_compile.compiler import compile_model
+from patch_compile.recipe import CompileRecipe
 from patch_compile.tiles.weight_mask import WeightMask
 from tests.support import masks_of, random_mask, random_weight, run_ort
 
@@ -144,6 +146,33 @@ def cast(path: Path) -> tuple[Path, dict[str, Any]]:
     return small_model(path, nodes, {FC: W.T.astype(np.float16)}), {}
 
 
+def read_twice(path: Path, *, turned: bool = False) -> tuple[Path, dict[str, Any]]:
+    """An output head tied to an embedding: a mask of the one is none of the other."""
+    read = [
+        helper.make_node("Gather", ["w", "i"], ["e"], name="embed"),
+        helper.make_node("Transpose", ["w"], ["t"], perm=[1, 0]),
+    ]
+    nodes = [
+        *read[: 1 + turned],
+        helper.make_node(
+            "MatMul", ["x", "t" if turned else "w"], ["z"], name="/model/layers.0/fc/MatMul"
+        ),
+        helper.make_node("ReduceSum", ["e"], ["s"], keepdims=0),
+        helper.make_node("Add", ["z", "s"], ["y"]),
+    ]
+    stored = W if turned else W.T.copy()
+    return small_model(path, nodes, {"w": stored, "i": np.array([1, 3])}), {}
+
+
+def read_by_the_caller(path: Path) -> tuple[Path, dict[str, Any]]:
+    node = helper.make_node("MatMul", ["x", "w"], ["y"], name="/model/layers.0/fc/MatMul")
+    small_model(path, [node], {"w": W.T.copy()})
+    model = onnx.load(path)
+    model.graph.output.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [32, 16]))
+    onnx.save(model, path)
+    return path, {}
+
+
 ELSEWHERE = (
     "; a mask is applied where a MatMul or Gemm multiplies by the weight from the right"
 )
@@ -169,6 +198,9 @@ ELSEWHERE = (
         ),
         (on_the_left, f"is read by MatMul '/model/layers.0/fc/MatMul'{ELSEWHERE}"),
         (cast, f"is read by Cast 'widen'{ELSEWHERE}"),
+        (read_twice, "is read by Gather 'embed' as well"),
+        (partial(read_twice, turned=True), "is read by Gather 'embed' as well"),
+        (read_by_the_caller, "is read by the graph's caller as well"),
     ],
 )
 def test_mask_of_a_weight_that_cannot_be_lowered_is_left_alone_with_the_reason(
@@ -185,3 +217,17 @@ def test_mask_of_a_weight_that_cannot_be_lowered_is_left_alone_with_the_reason(
     expected = run_ort(path, {"x": x, **extra}, optimise=False)
     found = run_ort(out, {"x": x, **extra}, optimise=False)
     np.testing.assert_array_equal(found["y"], expected["y"])
+
+
+def test_zeros_that_a_shared_weight_has_lose_nothing_for_any_reader(tmp_path: Path) -> None:
+    path, _ = read_twice(tmp_path / "model.onnx")
+    model = onnx.load(path)
+    kept = numpy_helper.to_array(model.graph.initializer[0]) * fc_mask().keep().T
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(kept.astype(np.float32), "w"))
+    onnx.save(model, path)
+    compiled = compile_model(path, "infer", CompileRecipe(tile="weight"))
+    assert [weight.lowering for weight in compiled.report.weights] == ["whole"]
+    x = np.random.default_rng(0).standard_normal((2, 32)).astype(np.float32)
+    out = run_ort(compiled.save(tmp_path / "out"), {"x": x}, optimise=False)
+    expected = run_ort(path, {"x": x}, optimise=False)
+    np.testing.assert_allclose(out["y"], expected["y"], rtol=1e-5)
