@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from patch_compile.errors import InternalError
 from patch_compile.passes.attention import Attention, find_attention
+from patch_compile.passes.constants import fixed_tensor
 from patch_compile.passes.heads_copy import HeadsCopy
 from patch_compile.passes.lowering import Emitter, LoweringRule, products
 from patch_compile.passes.regions import Region, find_region
-from patch_compile.passes.sites import constant_tensor
 from patch_compile.tiles.plan import Piece, Span, indices, length
 
 __all__ = ["InnerAxisRule"]
@@ -150,7 +150,7 @@ class _Copy:
 
     def _operand(self, value: ir.Value) -> ir.Value:
         if value not in self.made:
-            tensor = constant_tensor(value)
+            tensor = fixed_tensor(value)
             self.made[value] = value if tensor is None else self._constant(value, tensor)
         return self.made[value]
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from patch_compile.passes.constants import fixed_tensor
 from patch_compile.passes.sites import constant_tensor, constant_weight
 
 __all__ = ["ELEMENTWISE", "Region", "Uncut", "find_region", "is_product", "sides"]
@@ -132,7 +133,7 @@ def _passes(node: ir.Node) -> bool:
 def _keeps_features(node: ir.Node) -> bool:
     """A Reshape that leaves the last axis as it was."""
     value = node.inputs[0] if node.op_type == "Reshape" and not node.domain else None
-    width = None if value is None else _last(value)
+    width = None if value is None or _may_change(node.inputs[1]) else _last(value)
     return width is not None and width == _last(node.outputs[0])
 
 
@@ -152,7 +153,7 @@ def _is_product(value: ir.Value) -> bool:
 
 def _is_even(value: ir.Value) -> bool:
     """A constant, or a value that is one number for all features."""
-    return constant_tensor(value) is not None or _last(value) == 1
+    return fixed_tensor(value) is not None or _last(value) == 1
 
 
 def _reads(value: ir.Value, features: int) -> str | None:
@@ -163,7 +164,7 @@ def _reads(value: ir.Value, features: int) -> str | None:
         if _width(node) != features:
             return f"'{value.name}' has {_width(node)} features, not {features}"
         return None
-    tensor = constant_tensor(value)
+    tensor = fixed_tensor(value)
     if tensor is None:
         return None if _last(value) == 1 else _foreign(value)
     if tensor.shape.rank() and tensor.shape.numpy()[-1] not in (1, features):
@@ -177,8 +178,17 @@ def _foreign(value: ir.Value) -> str:
         others = sorted({f"{use.node.op_type} '{use.node.name}'" for use in value.uses()})
         readers = [*others, *(["the graph's caller"] if value.is_graph_output() else [])]
         return f"'{value.name}' is read by {', '.join(readers)}"
-    kind = "an input" if node is None else f"the output of a {node.op_type}"
+    kind = _given(value) if node is None else f"the output of a {node.op_type}"
     return f"the operations between also read '{value.name}', {kind}"
+
+
+def _given(value: ir.Value) -> str:
+    return "which an input may replace" if _may_change(value) else "an input"
+
+
+def _may_change(value: ir.Value | None) -> bool:
+    """Whether a value is a constant that a caller may replace."""
+    return value is not None and value.const_value is not None and value.is_graph_input()
 
 
 def _kept_apart(nodes: Sequence[ir.Node], root: ir.Node) -> Iterator[str]:
@@ -208,7 +218,7 @@ def _odd_shapes(
             yield f"a Reshape lies between them and '{made.name}' is not known to be 2-D"
     made_here = {node.outputs[0] for node in (*products, *nodes)}
     for operand in (value for node in nodes for value in _operands(node)):
-        tensor = constant_tensor(operand)
+        tensor = fixed_tensor(operand)
         if operand in made_here or (tensor is not None and _is_row(tensor, features)):
             continue
         yield f"'{operand.name}' stands beside a Reshape and is no constant along one axis"

@@ -13,7 +13,7 @@ from math import prod
 
 import onnx_ir as ir
 
-from patch_compile.passes.sites import constant_tensor
+from patch_compile.passes.constants import fixed_tensor
 
 __all__ = [
     "ONE",
@@ -91,7 +91,7 @@ def product_of(sizes: Sequence[Size]) -> Size:
 
 def declared(value: ir.Value) -> Dims | None:
     """The sizes that a graph states for a value's axes; None if it states no rank."""
-    tensor = constant_tensor(value)
+    tensor = fixed_tensor(value)
     shape = value.shape if tensor is None else tensor.shape
     if shape is None:
         return None
@@ -106,7 +106,7 @@ def _dim(value: ir.Value, place: int, dim: int | ir.SymbolicDimProtocol) -> Size
 
 def constant_ints(value: ir.Value | None) -> tuple[int, ...] | None:
     """The integers of a constant, flat; None if it is computed."""
-    tensor = None if value is None else constant_tensor(value)
+    tensor = None if value is None else fixed_tensor(value)
     if tensor is None or not tensor.dtype.is_integer():
         return None
     return tuple(int(number) for number in tensor.numpy().reshape(-1))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
+from patch_compile.passes.constants import fixed_tensor
 from patch_compile.passes.layouts import Layout, Mixed, Written
 from patch_compile.passes.sizes import ONE, Size, constant_ints, declared
 
@@ -97,19 +98,12 @@ def beside(value: ir.Value, layout: Layout) -> Layout | None:
     if len(dims) < layout.from_end or dims[-layout.from_end] == ONE:
         return None
     axis = len(dims) - layout.from_end
-    if constant(value) and dims[axis] == layout.dims[layout.axis]:
+    if fixed_tensor(value) is not None and dims[axis] == layout.dims[layout.axis]:
         return layout.at(axis, dims)
     raise Mixed(
         f"reads '{value.name}', which has a part for every head or may have one; "
         "only constants are cut"
     )
-
-
-def constant(value: ir.Value) -> bool:
-    """Whether a value is an initializer or a Constant that no caller may replace."""
-    node = value.producer()
-    made = node is not None and node.op_type == "Constant"
-    return made or (value.const_value is not None and not value.is_graph_input())
 
 
 def sole_output(node: ir.Node) -> None:
