@@ -89,7 +89,7 @@ def external_files(model: ir.Model) -> set[Path]:
 
 def _check_supported(path: Path, proto: onnx.ModelProto) -> None:
     """Refuses what onnx_ir would drop in silence."""
-    if proto.graph.sparse_initializer:
+    if any(graph.sparse_initializer for graph in _graph_protos(proto)):
         raise ModelError(
             f"model '{path}' | has sparse initializers; expected dense ones with zeros, which "
             "TensorRT reads; densify them first"
@@ -99,6 +99,17 @@ def _check_supported(path: Path, proto: onnx.ModelProto) -> None:
             f"model '{path}' | has training information; expected an inference model; export "
             "it again for inference"
         )
+
+
+def _graph_protos(proto: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
+    """The main graph and the bodies of branches and loops, those in functions as well."""
+    yield proto.graph
+    waiting = [*proto.graph.node, *(n for function in proto.functions for n in function.node)]
+    while waiting:
+        for attribute in waiting.pop().attribute:
+            for graph in (attribute.g, *attribute.graphs):
+                yield graph
+                waiting += graph.node
 
 
 def _rename_default_domain(model: ir.Model) -> None:
