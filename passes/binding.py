@@ -100,7 +100,9 @@ def in_features(sites: Iterable[Site]) -> Callable[[str], int | None]:
 
 def _by_name(sites: Sequence[Site], masks: Masks) -> dict[str, tuple[WeightMask, ...]]:
     # Letter for letter: no guess can beat that.
-    named = {s: (masks.weights[names[0]],) for s, names in _carried(sites, masks).items()}
+    named: dict[str, tuple[WeightMask, ...]] = {
+        site: (masks.weights[names[0]],) for site, names in _carried(sites, masks).items()
+    }
     exact = {mask.name for parts in named.values() for mask in parts}
     by_path = _by_path([mask for name, mask in masks.weights.items() if name not in exact])
     index = _index(by_path)

@@ -1,5 +1,6 @@
 """Is the compiled model the masked model? ONNX Runtime is asked."""
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from patch_compile.runtimes.onnxruntime import Session
 
 __all__ = ["Verification", "verify"]
+
+_log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int, str], None]
 
@@ -134,7 +137,7 @@ def _found(
     windows = None if text is None else _windows(text, tokenizer, recipe)
     masked_session = reference.open_reference(model, tensors, progress=progress)
     comparison = _compare(masked_session, compiled_session, windows, recipe)
-    if windows is None:
+    if windows is None or not _predicts(masked_session):
         return Verification(comparison, {}, 0, unapplied, change.compared)
     scores = {
         "masked": _perplexity(masked_session, windows, "masked", progress),
@@ -210,6 +213,19 @@ def _compare(
         feeds = inputs.token_inputs(masked, windows[:1])
     found: Comparison = comparison.compare_outputs(masked, compiled, feeds, recipe)
     return found
+
+
+def _predicts(session: "Session") -> bool:
+    """Whether a model predicts the next token: of others perplexity is not defined."""
+    perplexity = require("patch_compile.runtimes.perplexity", "cpu")
+    score, length = perplexity.session_scorer(session), perplexity.session_length(session)
+    causal = not perplexity.moved_by_later(score, length)
+    if not causal:
+        _log.warning(
+            "perplexity | is not told: a later token moves the model's outputs, as an "
+            "encoder's; they are compared on the text"
+        )
+    return causal
 
 
 def _perplexity(

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from patch_compile.errors import InternalError, ModelError
+from patch_compile.errors import InternalError, ModelError, RecipeError
 from patch_compile.io.onnx_model import load_model
 from patch_compile.masking import bind_masks
 from patch_compile.passes.pipeline import inline
@@ -158,7 +158,16 @@ def named_targets(names: Sequence[str]) -> list[str]:
     found: list[str] = []
     for name in names:
         found += every if name == "all" else known.get(name, [name])
-    return list(dict.fromkeys(found))
+    found = list(dict.fromkeys(found))
+    files: dict[str, str] = {}
+    for name in found:
+        other = files.setdefault(Path(name).name, name)
+        if other != name:
+            raise RecipeError(
+                f"targets | '{other}' and '{name}' are files of one name, which their rows go "
+                "by; rename one"
+            )
+    return found
 
 
 def _weights(

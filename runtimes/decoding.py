@@ -16,7 +16,7 @@ from patch_compile.errors import ModelError
 from patch_compile.recipe import GenerateRecipe
 from patch_compile.runtimes.inputs import token_inputs
 from patch_compile.runtimes.onnxruntime import Session, open_session, run_session
-from patch_compile.runtimes.perplexity import check_causal, session_scorer
+from patch_compile.runtimes.perplexity import check_causal, session_length, session_scorer
 from patch_compile.runtimes.sampling import next_token
 
 __all__ = ["Decoder", "Reader", "Step", "continued", "open_decoder"]
@@ -69,7 +69,7 @@ def open_decoder(path: Path) -> Decoder:
     session, subject = open_session(path), f"model '{path}'"
     cache = _cache(session, subject)
     if not cache:
-        check_causal(str(path), session_scorer(session))
+        check_causal(str(path), session_scorer(session), session_length(session))
     outputs = session.get_outputs()
     logits = next((output for output in outputs if output.name == "logits"), outputs[0])
     width = logits.shape[-1] if logits.shape else None

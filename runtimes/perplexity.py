@@ -23,10 +23,12 @@ __all__ = [
     "check_causal",
     "cut_windows",
     "load_tokenizer",
+    "moved_by_later",
     "open_tokenizer",
     "perplexity",
     "predictions",
     "read_text",
+    "session_length",
     "session_scorer",
     "strided_perplexity",
     "surprises",
@@ -42,8 +44,8 @@ Encode = Callable[[str, bool], list[int]]
 
 # Rows of logits turned to float64 at a time: 64 x 128,256 are 66 MB.
 _ROWS = 64
-# Ids that every vocabulary has; the two texts differ in their last token.
-_PROBES = ((1, 2, 3, 1), (1, 2, 3, 2))
+# Tokens of a probe, where a model takes any number.
+_PROBE = 4
 
 
 def perplexity(
@@ -126,26 +128,52 @@ def session_scorer(session: Session) -> Score:
     return score
 
 
-def check_causal(model: str, score: Score) -> None:
+def session_length(session: Session) -> int | None:
+    """Returns the number of tokens that a model takes; None if it takes any."""
+    shapes = {argument.name: argument.shape for argument in session.get_inputs()}
+    size = shapes.get("input_ids", ())[1:2]
+    return size[0] if size and isinstance(size[0], int) else None
+
+
+def check_causal(model: str, score: Score, length: int | None = None) -> None:
     """Refuses encoders, whose logits at a position depend on the tokens after it.
 
     Args:
         model: its name, for the message.
         score: the model.
+        length: tokens that it takes, if it takes no other number.
 
     Raises:
         ModelError: if the logits move with a later token, and whatever `score` raises.
     """
-    first, second = (score(np.array([probe], np.int64))[0, :-1] for probe in _PROBES)
-    # A causal model repeats the same sums, to the bit on the kernels we know; encoders with
-    # random weights, which look around least, move by 1e-2.
-    apart = float(np.abs(first.astype(np.float64) - second).max(initial=0.0))
-    if apart > 1e-3 * float(np.abs(first).max(initial=0.0)):
+    apart = moved_by_later(score, length)
+    if apart:
         raise ModelError(
             f"model '{model}' | is no causal language model: its outputs move by {apart:.3g} "
             "with a later token, as an encoder's do; expected a model that predicts the next "
             "token, for which alone perplexity, likelihoods and generated text are defined"
         )
+
+
+def moved_by_later(score: Score, length: int | None = None) -> float:
+    """Returns by how much a later token moves the logits; 0 of a causal model.
+
+    Args:
+        score: the model.
+        length: tokens that it takes, if it takes no other number.
+
+    Raises:
+        ModelError: whatever `score` raises.
+    """
+    # Ids that every vocabulary has; the two texts differ in their last token.
+    probe = np.resize([1, 2, 3], (1, length or _PROBE)).astype(np.int64)
+    other = probe.copy()
+    other[0, -1] = probe[0, -1] % 3 + 1
+    first, second = (score(tokens)[0, :-1] for tokens in (probe, other))
+    # A causal model repeats the same sums, to the bit on the kernels we know; encoders with
+    # random weights, which look around least, move by 1e-2.
+    apart = float(np.abs(first.astype(np.float64) - second).max(initial=0.0))
+    return apart if apart > 1e-3 * float(np.abs(first).max(initial=0.0)) else 0.0
 
 
 def surprises(logits: NDArray[Any], targets: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -176,6 +176,13 @@ def test_a_dry_run_lists_the_products(model: Path, capsys: pytest.CaptureFixture
         ("NVIDIA GeForce RTX 4080 SUPER", None),
         ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
         ("Tesla V100-SXM2-16GB", None),
+        # Other memories than on the sheets.
+        ("NVIDIA A100-PCIE-40GB", None),
+        ("NVIDIA A100-SXM4-40GB", None),
+        ("NVIDIA H100 PCIe", None),
+        ("NVIDIA H100 NVL", None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+        ("NVIDIA GeForce RTX 4090 D", None),
     ],
 )
 def test_a_driver_s_name_tells_the_datasheet_or_nothing(name: str, key: str | None) -> None:
@@ -213,6 +220,8 @@ def test_a_target_that_is_no_table_is_told(tmp_path: Path) -> None:
     (tmp_path / "masks.json").write_text('{"version": 2, "weights": {}}')
     with pytest.raises(ModelError, match=r"table 'masks\.json' \| .*: it has no 'points';"):
         parse(str(tmp_path / "masks.json"))
+    with pytest.raises(ModelError, match="has no points; expected measured products"):
+        Table("a100", "bf16", {}, "a test")
     bare = Table("a100", "bf16", {"x": np.ones((1, 5))}, "a test")
     (tmp_path / "bare.json").write_text(bare.to_json())
     with pytest.raises(ModelError, match="has parameters of nothing; expected those of dense"):

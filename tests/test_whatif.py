@@ -77,6 +77,14 @@ def test_names_are_spelled_out_once() -> None:
     assert named_targets(["all", "a100"]) == every
 
 
+def test_two_tables_of_one_file_name_are_told_apart_or_refused() -> None:
+    assert named_targets(["a/gpu.json", "b/other.json"]) == ["a/gpu.json", "b/other.json"]
+    with pytest.raises(
+        RecipeError, match=r"'a/gpu.json' and 'b/gpu.json' are files of one name"
+    ):
+        named_targets(["a/gpu.json", "b/gpu.json"])
+
+
 def test_an_unknown_target_is_told(model: Path) -> None:
     with pytest.raises(RecipeError, match=r"target GPU 'v100' \| is unknown"):
         what_if(model, None, named_targets(["v100-fp16"]))

@@ -71,11 +71,9 @@ def open_scorer(
         RuntimeUnavailable: onnxruntime, torch or transformers is missing.
     """
     if Path(model).suffix == ".onnx":
-        scorer = _open_onnx(Path(model), masks, tokenizer, progress)
-    else:
-        scorer = _open_torch(model, masks, tokenizer)
-    perplexity = require("patch_compile.runtimes.perplexity", "cpu")
-    perplexity.check_causal(model, scorer.score)
+        return _open_onnx(Path(model), masks, tokenizer, progress)
+    scorer = _open_torch(model, masks, tokenizer)
+    require("patch_compile.runtimes.perplexity", "cpu").check_causal(model, scorer.score)
     return scorer
 
 
@@ -89,10 +87,15 @@ def _open_onnx(
     perplexity = require("patch_compile.runtimes.perplexity", "cpu")
     require("onnxruntime", "cpu")
     encode: Encode = perplexity.open_tokenizer(tokenizer or path.parent / "tokenizer.json")
+    known: dict[str, Any] = {}
     if masks is None:
-        return Scorer(perplexity.session_scorer(runtime.open_session(path)), encode)
-    session, unapplied, taken = _masked_session(path, masks, progress)
-    return Scorer(perplexity.session_scorer(session), encode, taken.sparsity, unapplied)
+        session = runtime.open_session(path)
+    else:
+        session, unapplied, taken = _masked_session(path, masks, progress)
+        known = {"sparsity": taken.sparsity, "unapplied": unapplied}
+    score = perplexity.session_scorer(session)
+    perplexity.check_causal(str(path), score, perplexity.session_length(session))
+    return Scorer(score, encode, **known)
 
 
 def _masked_session(

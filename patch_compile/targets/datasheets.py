@@ -74,8 +74,11 @@ GPUS: Mapping[str, Gpu] = {
     "rtx5090": Gpu("RTX 5090", 170, 1792, 209.5, _GEFORCE_ADA, _BLACKWELL, "rtx5080"),
 }
 
-# Words that make of a name another chip: an RTX 4080 SUPER is no RTX 4080.
-_OTHERS = frozenset({"laptop", "super", "ti", "max"})
+# Words that make of a name another chip, or one with another memory: an RTX 4080 SUPER is no
+# RTX 4080, and the sheets of A100 and H100 are those of SXM modules.
+_OTHERS = frozenset(
+    {"laptop", "super", "ti", "max", "d", "pcie", "nvl", "mig", "40gb", "64gb", "96gb"}
+)
 
 
 def named(name: str) -> str | None:

@@ -51,6 +51,11 @@ class Table:
                 f"table | is of '{self.gpu}' and '{self.dtype}'; expected a GPU of "
                 f"{', '.join(GPUS)} and a dtype of {', '.join(BYTES)}"
             )
+        if not any(map(len, self.points.values())):
+            raise ModelError(
+                f"table '{self.gpu}-{self.dtype}' | has no points; expected measured "
+                "products; make it by calibrate"
+            )
         for origin, rows in self.points.items():
             shaped = rows.ndim == 2 and rows.shape[1] == 5
             if not (shaped and (rows > 0).all() and np.isfinite(rows).all()):

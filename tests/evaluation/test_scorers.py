@@ -1,5 +1,6 @@
 """A scorer gives the logits of the masked model, whether torch or ONNX Runtime runs it."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -130,7 +131,9 @@ def test_torch_encoders_are_refused(tmp_path: Path) -> None:
         open_scorer(str(tmp_path))
 
 
-def _looking_ahead(path: Path, ahead: float) -> None:
+def _looking_ahead(
+    path: Path, ahead: float, shape: Sequence[int | str] = ("batch", "sequence")
+) -> None:
     """Saves logits = onehot(ids) + ahead * the mean of them over all positions."""
     nodes = [
         helper.make_node("OneHot", ["input_ids", "depth", "values"], ["x"]),
@@ -144,7 +147,6 @@ def _looking_ahead(path: Path, ahead: float) -> None:
         helper.make_tensor("axes", TensorProto.INT64, [1], [1]),
         helper.make_tensor("ahead", TensorProto.FLOAT, [], [ahead]),
     ]
-    shape = ["batch", "sequence"]
     graph = helper.make_graph(
         nodes,
         "ahead",
@@ -161,6 +163,17 @@ def test_onnx_encoders_are_refused(llama: Llama, tmp_path: Path) -> None:
     _looking_ahead(path, 0.0)
     open_scorer(str(path), None, tokenizer)
     _looking_ahead(path, 0.1)
+    with pytest.raises(ModelError, match=r"no causal language model: its outputs move by"):
+        open_scorer(str(path), None, tokenizer)
+
+
+def test_a_model_of_a_fixed_length_is_probed_at_that_length(
+    llama: Llama, tmp_path: Path
+) -> None:
+    tokenizer, path = llama.folder / "tokenizer.json", tmp_path / "m.onnx"
+    _looking_ahead(path, 0.0, (1, 7))
+    open_scorer(str(path), None, tokenizer)
+    _looking_ahead(path, 0.1, (1, 7))
     with pytest.raises(ModelError, match=r"no causal language model: its outputs move by"):
         open_scorer(str(path), None, tokenizer)
 
