@@ -64,6 +64,8 @@ def cast_model(model: ir.Model, dtype: CastType) -> ir.Model:
     converter = require("onnxruntime.transformers.float16", "cpu")
     LiftConstantsToInitializersPass(lift_all_constants=True)(model)
     _check_types(model, dtype)
+    if dtype == "bf16":
+        _check_renames(model)
     # The converter knows nodes by their names.
     NameFixPass()(model)
     originals = {name: value.const_value for name, value in model.graph.initializers.items()}
@@ -108,6 +110,33 @@ def _check_types(model: ir.Model, dtype: CastType) -> None:
             f"{', '.join(others) or 'no floats'}; expected FLOAT alone; export it as fp32, or "
             "leave --dtype out"
         )
+
+
+def _check_renames(model: ir.Model) -> None:
+    """What is FLOAT16 already could not be told from what the converter makes so."""
+    for name in _halves(model):
+        raise ModelError(
+            f"dtype | is bf16, but '{name}' is FLOAT16; expected FLOAT alone; choose --dtype "
+            "fp16, or export the model as fp32"
+        )
+
+
+def _halves(model: ir.Model) -> Iterator[str]:
+    """Names of the inputs, and of the nodes that make such values."""
+    for value in model.graph.inputs:
+        if value.dtype == ir.DataType.FLOAT16:
+            yield value.name or "?"
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        made = any(value.dtype == ir.DataType.FLOAT16 for value in node.outputs)
+        if made or any(_names_half(attribute) for attribute in node.attributes.values()):
+            yield node.outputs[0].name or node.name or "?"
+
+
+def _names_half(attribute: ir.Attr) -> bool:
+    if attribute.type == ir.AttributeType.TENSOR:
+        return attribute.as_tensor().dtype == ir.DataType.FLOAT16
+    named = attribute.name in ("to", "dtype", "output_dtype")
+    return named and bool(attribute.value == ir.DataType.FLOAT16)
 
 
 def _hide_large(model: ir.Model) -> list[str]:
