@@ -142,8 +142,12 @@ def _escapes(value: ir.Value, inside: dict[ir.Node, None]) -> bool:
 
 
 def is_product(node: ir.Node) -> bool:
-    """Whether a node multiplies by a constant weight."""
-    return node.op_type in ("MatMul", "Gemm") and constant_weight(node) is not None
+    """Whether a node multiplies by a constant matrix."""
+    if node.domain not in ("", "ai.onnx") or node.op_type not in ("MatMul", "Gemm"):
+        return False
+    weight = constant_weight(node)
+    tensor = None if weight is None else constant_tensor(weight[0])
+    return tensor is not None and tensor.shape.rank() == 2
 
 
 def _is_product(value: ir.Value) -> bool:
@@ -254,7 +258,7 @@ def _width(node: ir.Node) -> int:
 
 
 def sides(node: ir.Node) -> tuple[int, int]:
-    """(K, N) of a product over a constant weight."""
+    """(K, N) of a product over a constant matrix."""
     weight = constant_weight(node)
     assert weight is not None
     value, transposed = weight

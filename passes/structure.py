@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 import onnx_ir as ir
 
 from patch_compile.passes.attention import Attention, Whole, find_attention
-from patch_compile.passes.regions import Uncut, find_region, sides
+from patch_compile.passes.regions import Uncut, find_region, is_product, sides
 from patch_compile.passes.sites import Site, constant_weight
 from patch_compile.tiles.blocks import Block, Heads, Structure
 
@@ -32,7 +32,7 @@ def find_structure(model: ir.Model, sites: Iterable[Site]) -> Structure:
 def _products(model: ir.Model, names: dict[str, str]) -> Iterator[tuple[ir.Node, str]]:
     for node in model.graph:
         name = _weight(node)
-        if node.op_type in ("MatMul", "Gemm") and name in names:
+        if is_product(node) and name in names:
             yield node, names[name]
 
 

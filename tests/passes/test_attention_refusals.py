@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from patch_compile.compiler import plan_model
 from patch_compile.passes.attention import Attention, Whole, find_attention
@@ -181,6 +181,29 @@ def test_the_same_graphs_are_cut_without_the_edit(tmp_path: Path, heads: Heads) 
     attention = found(tmp_path, heads, _with_numbers(lambda graph: None))
     assert isinstance(attention, Attention)
     assert (attention.groups, attention.stacks) == (3, (1, 1, 1))
+
+
+def test_a_table_multiplied_from_constants_is_read_as_it_is(tmp_path: Path) -> None:
+    """As a rotation's angles are: frequencies times positions, on three axes."""
+    node = helper.make_node
+    nodes = [
+        node("ConstantOfShape", ["ones"], ["frequencies"]),
+        node("MatMul", ["frequencies", "positions"], ["table"]),
+        node("Add", ["mask", "table"], ["sum"]),
+    ]
+
+    def edit(graph: onnx.GraphProto) -> None:
+        positions = np.ones((1, 1, 1), np.float32)
+        graph.initializer.append(numpy_helper.from_array(np.array([1, 1, 1]), "ones"))
+        graph.initializer.append(numpy_helper.from_array(positions, "positions"))
+        reader = next(each for each in graph.node if "mask" in each.input)
+        reader.input[list(reader.input).index("mask")] = "sum"
+        for each in reversed(nodes):
+            graph.node.insert(0, each)
+
+    attention = found(tmp_path, Heads(), edit)
+    assert isinstance(attention, Attention)
+    assert [product.name for product in attention.products] == ["q", "k", "v"]
 
 
 def test_products_before_no_attention_are_none(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The walk back from a product finds what may be cut, and says why not."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -8,11 +9,12 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from patch_compile.compiler import compile_model
 from patch_compile.passes.regions import Region, Uncut, find_region
 from patch_compile.passes.sites import find_sites
 from patch_compile.passes.structure import find_structure
 from tests.passes.mlp import Mlp, _activate
-from tests.support import random_weight
+from tests.support import masks_of, random_mask, random_weight, run_ort
 
 node = helper.make_node
 INNER, K = 8, 4
@@ -29,6 +31,8 @@ def graph(
         "d": (INNER, K),
         "wide": (1, 1, INNER),
         "odd": (3, 1),
+        "deep": (1, K, INNER),
+        "line": (K,),
     }
     tensors = [
         numpy_helper.from_array(random_weight(rng, 1, int(np.prod(s))).reshape(s), name)
@@ -45,7 +49,8 @@ def graph(
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
         tensors,
     )
-    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)])
+    opsets = [helper.make_opsetid(domain, 20) for domain in ("", "some.where")]
+    model = helper.make_model(made, opset_imports=opsets)
     return ir.serde.deserialize_model(onnx.shape_inference.infer_shapes(model))
 
 
@@ -129,6 +134,38 @@ def test_constant_that_broadcasts_along_tokens_is_taken_whole() -> None:
 )
 def test_products_beyond_other_operations_are_no_block(nodes: list[onnx.NodeProto]) -> None:
     assert found(graph([GATE, *nodes, LAST])) is None
+
+
+@pytest.mark.parametrize(
+    "product",
+    [
+        node("MatMul", ["x", "deep"], ["gate"]),
+        node("MatMul", ["x", "line"], ["gate"]),
+        node("MatMul", ["x", "g"], ["gate"], domain="some.where"),
+    ],
+    ids=["three axes", "one axis", "another domain"],
+)
+def test_product_over_no_matrix_makes_no_inner_axis(product: onnx.NodeProto) -> None:
+    alone = [product, node("Relu", ["gate"], ["h"]), LAST]
+    assert found(graph(alone)) is None
+    beside = found(graph([product, UP, node("Mul", ["gate", "up"], ["h"]), LAST]))
+    assert isinstance(beside, Uncut)
+    assert "also read 'gate', the output of a MatMul" in beside.reason
+
+
+def test_masked_product_after_one_over_no_matrix_is_compiled(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    model = graph([node("MatMul", ["x", "deep"], ["h"]), LAST])
+    ir.save(model, tmp_path / "model.onnx")
+    weights = {t.name: numpy_helper.to_array(t) for t in ir.to_proto(model).graph.initializer}
+    mask = random_mask(rng, "d", weights["d"].T, "weight")
+    out = compile_model(tmp_path / "model.onnx", masks_of(mask)).save(tmp_path / "out")
+    x = rng.standard_normal((2, 3, K)).astype(np.float32)
+    expected = x @ weights["deep"] @ np.where(mask.keep().T, weights["d"], 0)
+    given = {"x": x, "other": np.zeros((2, 3, INNER), np.float32), "scale": x[..., :1]}
+    found = run_ort(out, given, optimise=True)["y"]
+    # float32 sums of at most 8 products, twice in a row, in another order.
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
 
 
 def test_reshape_on_three_axes_is_refused() -> None:
