@@ -143,7 +143,12 @@ def _norm(node: ir.Node, trace: Trace) -> Step:
     axis = integer(node, "axis")
     if layout.axis >= axis_of(-1 if axis is None else axis, layout.dims):
         raise Mixed("normalises across heads")
-    return trace.same(node, layout)
+    cuts = {
+        place: cut
+        for place, value in enumerate(node.inputs[1:], 1)
+        if value is not None and (cut := beside(value, layout)) is not None
+    }
+    return Step(node, (layout,), trace.reads(node), cuts)
 
 
 def _matmul(node: ir.Node, trace: Trace) -> Step:

@@ -131,6 +131,13 @@ CASES: dict[str, tuple[Heads, Edit]] = {
             insert("k_heads", "Concat", "past", "k_heads", axis=2),
         ),
     ),
+    "LayerNormalization 'new' reads 'given', which has a part for every head": (
+        Heads(),
+        both(
+            also_input("given", 6, 1, 4),
+            insert("q_heads", "LayerNormalization", "q_heads", "given", axis=-1),
+        ),
+    ),
     "MatMul 'products' sums over heads": (
         Heads(share=1),
         attribute("k_heads", perm=[0, 1, 2, 3]),
