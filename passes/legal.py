@@ -4,7 +4,7 @@ Some of them a graph must meet before it is compiled: there a failure is the mod
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
@@ -28,11 +28,19 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Interface:
-    """What a caller of the model sees."""
+    """What a caller of the model sees.
+
+    Attributes:
+        inputs: their names.
+        outputs: their names.
+        opsets: domains and their versions.
+        types: element types of inputs and outputs; None where the graph does not tell.
+    """
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     opsets: tuple[tuple[str, int], ...]
+    types: tuple[ir.DataType | None, ...]
 
     @classmethod
     def of(cls, model: ir.Model) -> "Interface":
@@ -41,14 +49,20 @@ class Interface:
             tuple(value.name or "" for value in model.graph.inputs),
             tuple(value.name or "" for value in model.graph.outputs),
             tuple(sorted(model.opset_imports.items())),
+            tuple(value.dtype for value in (*model.graph.inputs, *model.graph.outputs)),
         )
 
 
 def same_interface(model: ir.Model, before: Interface) -> Iterator[str]:
-    """Inputs, outputs and opset imports kept their names, order and versions."""
+    """Inputs, outputs and opset imports kept their names, order, types and versions."""
     now = Interface.of(model)
-    if now != before:
+    if replace(now, types=before.types) != before:
         yield f"the interface was {before} and is {now}"
+        return
+    names = (*now.inputs, *now.outputs)
+    for name, was, made in zip(names, before.types, now.types, strict=True):
+        if was is not None and made != was:
+            yield f"'{name}' was {was.name} and is {'untyped' if made is None else made.name}"
 
 
 def unique_names(model: ir.Model, _: Interface) -> Iterator[str]:

@@ -22,6 +22,7 @@ from onnx_ir.passes.common import (
 from patch_compile._require import require
 from patch_compile.errors import ModelError
 from patch_compile.io.cast_tensor import CastTensor
+from patch_compile.passes.legal import Interface, same_interface
 from patch_compile.recipe import CastType
 
 __all__ = ["KEPT", "TYPES", "cast_model"]
@@ -62,6 +63,7 @@ def cast_model(model: ir.Model, dtype: CastType) -> ir.Model:
         RuntimeUnavailable: if onnxruntime, whose converter this is, is missing.
     """
     converter = require("onnxruntime.transformers.float16", "cpu")
+    before = Interface.of(model)
     LiftConstantsToInitializersPass(lift_all_constants=True)(model)
     _check_types(model, dtype)
     if dtype == "bf16":
@@ -85,6 +87,11 @@ def cast_model(model: ir.Model, dtype: CastType) -> ir.Model:
     _restore(cast, originals, hidden, low)
     cast.graph.sort()
     _drop_round_trips(cast, low)
+    for finding in same_interface(cast, before):
+        raise ModelError(
+            f"dtype | is {dtype}, but {finding}; expected inputs and outputs to keep their "
+            "types; leave --dtype out"
+        )
     return cast
 
 

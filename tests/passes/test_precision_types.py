@@ -5,13 +5,15 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from patch_compile.compiler import compile_model
-from patch_compile.errors import ModelError
+from patch_compile.errors import InternalError, ModelError
 from patch_compile.io.onnx_model import load_model
+from patch_compile.passes.legal import Interface, check_legal
 from patch_compile.passes.precision import cast_model
 from patch_compile.recipe import CompileRecipe
 from tests.support import band_mask, masked_product, masks_of, random_weight, run_ort, said
@@ -78,3 +80,33 @@ def test_fp16_keeps_float16_inputs_and_outputs(
     assert found.dtype == np.float16
     # float16 rounds W, and sums of 128 products of numbers about 1.
     np.testing.assert_allclose(found, masked_product(x, weight, mask.keep()), atol=0.1)
+
+
+def test_a_sequence_whose_type_would_change_is_refused(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
+    path = tmp_path / "m.onnx"
+    _model(path, random_weight(rng, N, K), [_product("x", "y")], FLOAT)
+    model = onnx.load(path)
+    model.graph.node.append(helper.make_node("SequenceConstruct", ["y"], ["all"]))
+    model.graph.output.append(helper.make_tensor_sequence_value_info("all", FLOAT, None))
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, path)
+    with pytest.raises(ModelError) as caught:
+        cast_model(load_model(path), "fp16")
+    assert said(caught) == (
+        "dtype | is fp16, but 'all' was FLOAT and is FLOAT16; expected inputs and outputs to "
+        "keep their types; leave --dtype out"
+    )
+
+
+def test_a_rewrite_that_changes_the_type_of_an_output_is_a_bug(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
+    path = _model(tmp_path / "m.onnx", random_weight(rng, N, K), [_product("x", "y")], FLOAT)
+    model = load_model(path)
+    before = Interface.of(model)
+    check_legal(model, before)
+    model.graph.outputs[0].type = ir.TensorType(ir.DataType.FLOAT16)
+    with pytest.raises(InternalError, match="'y' was FLOAT and is FLOAT16"):
+        check_legal(model, before)
