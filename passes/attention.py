@@ -79,7 +79,7 @@ def find_attention(root: ir.Node) -> Attention | Whole | None:
 def _found(
     root: ir.Node, products: tuple[ir.Node, ...], inside: tuple[ir.Node, ...]
 ) -> Attention:
-    _check_apart((*products, *inside), root)
+    _check_apart(products, inside, root)
     starts = [_start(product) for product in products]
     groups = min(heads for heads, _ in starts)
     if groups < 2:
@@ -158,14 +158,18 @@ def _data(node: ir.Node) -> Iterator[ir.Value]:
     yield from (value for value in node.inputs[:count] if value is not None)
 
 
-def _check_apart(nodes: tuple[ir.Node, ...], root: ir.Node) -> None:
+def _check_apart(
+    products: tuple[ir.Node, ...], between: tuple[ir.Node, ...], root: ir.Node
+) -> None:
     """Whatever is read from outside, but for its sizes, must stay as it is."""
-    inside = {root, *nodes}
-    for value in (value for node in nodes for value in node.outputs):
+    inside = {*between}
+    for value in (value for node in (*products, *between) for value in node.outputs):
         if value.is_graph_output():
             raise Mixed(f"'{value.name}', which holds all heads, is an output of the graph")
         for use in value.uses():
-            if use.node not in inside and not _is_size(use.node, inside):
+            # A product reads its X whole, and the last one's bias is added once.
+            apart = use.node not in inside and (use.node, use.idx) != (root, 0)
+            if apart and not _is_size(use.node, inside):
                 raise Mixed(f"'{value.name}' is also read by {_named(use.node)}")
 
 

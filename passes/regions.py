@@ -72,7 +72,7 @@ def find_region(root: ir.Node) -> Region | Uncut | None:
     if not found:
         return None
     reasons = [
-        *_kept_apart((*found, *nodes), root),
+        *_kept_apart(found, nodes, root),
         *(_reads(leaf, features) for leaf in leaves),
         *_odd_shapes(root, found, nodes, features),
     ]
@@ -195,15 +195,16 @@ def _may_change(value: ir.Value | None) -> bool:
     return value is not None and value.const_value is not None and value.is_graph_input()
 
 
-def _kept_apart(nodes: Sequence[ir.Node], root: ir.Node) -> Iterator[str]:
-    """Whatever is read from outside must stay as it is."""
-    inside = dict.fromkeys((root, *nodes))
-    for node in nodes:
+def _kept_apart(
+    products: Sequence[ir.Node], nodes: Sequence[ir.Node], root: ir.Node
+) -> Iterator[str]:
+    """Whatever is read from outside must stay as it is; a product reads its X whole."""
+    for node in (*products, *nodes):
         value = node.outputs[0]
         if value.is_graph_output():
             yield f"'{value.name}' is an output of the graph"
         for use in value.uses():
-            if use.node not in inside:
+            if use.node not in nodes and (use.node, use.idx) != (root, 0):
                 yield f"'{value.name}' is also read by {use.node.op_type} '{use.node.name}'"
 
 

@@ -138,6 +138,10 @@ CASES: dict[str, tuple[Heads, Edit]] = {
             insert("q_heads", "LayerNormalization", "q_heads", "given", axis=-1),
         ),
     ),
+    "'q' is also read by MatMul 'k'": (
+        Heads(share=1, hidden=12),
+        lambda graph: node(graph, "k").input.__setitem__(0, "q"),
+    ),
     "MatMul 'products' sums over heads": (
         Heads(share=1),
         attribute("k_heads", perm=[0, 1, 2, 3]),

@@ -33,6 +33,7 @@ def graph(
         "odd": (3, 1),
         "deep": (1, K, INNER),
         "line": (K,),
+        "square": (INNER, INNER),
     }
     tensors = [
         numpy_helper.from_array(random_weight(rng, 1, int(np.prod(s))).reshape(s), name)
@@ -134,6 +135,14 @@ def test_constant_that_broadcasts_along_tokens_is_taken_whole() -> None:
 )
 def test_products_beyond_other_operations_are_no_block(nodes: list[onnx.NodeProto]) -> None:
     assert found(graph([GATE, *nodes, LAST])) is None
+
+
+def test_product_that_reads_another_of_the_region_is_refused() -> None:
+    """The other is cut and would have to be whole for it."""
+    square = node("MatMul", ["gate", "square"], ["gated"], name="square")
+    region = found(graph([GATE, square, node("Mul", ["gate", "gated"], ["h"]), LAST]))
+    assert isinstance(region, Uncut)
+    assert region.reason == "'gate' is also read by MatMul 'square'"
 
 
 @pytest.mark.parametrize(
