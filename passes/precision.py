@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, defs, numpy_helper
 from onnx_ir.passes.common import (
     LiftConstantsToInitializersPass,
+    LiftSubgraphInitializersToMainGraphPass,
     NameFixPass,
     RemoveUnusedNodesPass,
 )
@@ -22,6 +23,7 @@ from onnx_ir.passes.common import (
 from patch_compile._require import require
 from patch_compile.errors import ModelError
 from patch_compile.io.cast_tensor import CastTensor
+from patch_compile.io.onnx_model import external_attributes
 from patch_compile.passes.legal import Interface, same_interface
 from patch_compile.recipe import CastType
 
@@ -64,7 +66,7 @@ def cast_model(model: ir.Model, dtype: CastType) -> ir.Model:
     """
     converter = require("onnxruntime.transformers.float16", "cpu")
     before = Interface.of(model)
-    LiftConstantsToInitializersPass(lift_all_constants=True)(model)
+    _lift_weights(model)
     _check_types(model, dtype)
     if dtype == "bf16":
         _check_renames(model)
@@ -93,6 +95,12 @@ def cast_model(model: ir.Model, dtype: CastType) -> ir.Model:
             "types; leave --dtype out"
         )
     return cast
+
+
+def _lift_weights(model: ir.Model) -> None:
+    """Makes Constants, and the weights of branches, initializers of the main graph."""
+    LiftConstantsToInitializersPass(lift_all_constants=True)(model)
+    LiftSubgraphInitializersToMainGraphPass()(model)
 
 
 def _described(model: ir.Model) -> onnx.ModelProto:
@@ -167,9 +175,17 @@ def _hide_large(model: ir.Model) -> list[str]:
 
 def _load_small(model: ir.Model) -> None:
     """Takes what is left of the weights into memory, where the converter reads them."""
-    for value in model.graph.initializers.values():
-        if isinstance(value.const_value, ir.ExternalTensor):
-            value.const_value = ir.tensor(value.const_value.numpy().copy(), name=value.name)
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                value.const_value = _loaded(value.const_value, value.name)
+    for node, attribute in external_attributes(model):
+        loaded = _loaded(attribute.as_tensor(), attribute.as_tensor().name)
+        node.attributes[attribute.name] = ir.AttrTensor(attribute.name, loaded)
+
+
+def _loaded(tensor: ir.TensorProtocol, name: str | None) -> ir.Tensor:
+    return ir.Tensor(tensor.numpy().copy(), name=name, dtype=tensor.dtype)
 
 
 def _without(model: ir.Model, low: ir.DataType) -> set[str]:
