@@ -26,6 +26,7 @@ __all__ = [
     "FLOAT_BITS",
     "DerivedTensor",
     "FileRows",
+    "all_graphs",
     "external_attributes",
     "external_files",
     "load_model",
@@ -66,9 +67,8 @@ def load_model(path: Path) -> ir.Model:
             f"model '{path}' | is not a readable ONNX file: it is empty; export it again"
         )
     _rename_default_domain(model)
-    for graph in model.graphs():
-        ir.external_data.set_base_dir(graph, path.parent)
     for tensor in _external_tensors(model):
+        tensor.base_dir = path.parent
         _check_external(path, tensor)
     return model
 
@@ -130,7 +130,7 @@ def root_of(error: BaseException) -> BaseException:
 
 
 def _external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
-    for graph in model.graphs():
+    for graph in all_graphs(model):
         for value in graph.initializers.values():
             tensor = value.const_value
             if isinstance(tensor, DerivedTensor):
@@ -139,6 +139,13 @@ def _external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
                 yield tensor
     for _, attribute in external_attributes(model):
         yield attribute.value
+
+
+def all_graphs(model: ir.Model) -> Iterator[ir.Graph]:
+    """All that hold initializers: `Model.graphs` leaves out what lies in functions."""
+    yield from model.graphs()
+    for function in model.functions.values():
+        yield from function.subgraphs()
 
 
 def external_attributes(model: ir.Model) -> Iterator[tuple[ir.Node, ir.Attr]]:

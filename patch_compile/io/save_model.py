@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from patch_compile.errors import ModelError
 from patch_compile.io.layout import Slot, lay_out
-from patch_compile.io.onnx_model import external_attributes, root_of
+from patch_compile.io.onnx_model import all_graphs, external_attributes, root_of
 from patch_compile.io.slot_writer import SlotWriter
 from patch_compile.io.stored_weight import RowWatch
 
@@ -79,7 +79,7 @@ def _large(model: ir.Model) -> Iterator[ir.TensorProtocol]:
 
 
 def _initializers(model: ir.Model) -> Iterator[ir.Value]:
-    for graph in model.graphs():
+    for graph in all_graphs(model):
         yield from graph.initializers.values()
 
 

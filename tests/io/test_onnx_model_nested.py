@@ -2,14 +2,19 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from onnx.external_data_helper import set_external_data
 
 from patch_compile.errors import ModelError
-from patch_compile.io.onnx_model import load_model
-from tests.support import said
+from patch_compile.io.onnx_model import external_files, load_model
+from patch_compile.io.save_model import save_model
+from tests.support import run_ort, said
 
 FLOAT = TensorProto.FLOAT
 OPSET = helper.make_opsetid("", 20)
@@ -74,5 +79,69 @@ def test_sparse_initializers_are_refused_wherever_they_lie(tmp_path: Path, nest:
     path = tmp_path / "model.onnx"
     path.write_bytes(nest(body).SerializeToString())
     with pytest.raises(ModelError, match="has sparse initializers; expected dense") as caught:
+        load_model(path)
+    said(caught)
+
+
+def _weight_in(path: Path, model: onnx.ModelProto, tensor: onnx.TensorProto) -> Path:
+    """Saves the model; the tensor's data lie at byte 12 of a file beside it."""
+    (path.parent / "m.data").write_bytes(bytes(12) + tensor.raw_data)
+    set_external_data(tensor, "m.data", 12, len(tensor.raw_data))
+    tensor.ClearField("raw_data")
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def _constant_in_function(path: Path, weight: NDArray[Any]) -> Path:
+    nodes = [
+        helper.make_node("Constant", [], ["w"], value=numpy_helper.from_array(weight, "w")),
+        helper.make_node("MatMul", ["x", "w"], ["y"]),
+    ]
+    function = helper.make_function("local", "F", ["x"], ["y"], nodes, [OPSET])
+    model = _model([helper.make_node("F", ["x"], ["y"], domain="local")], [function])
+    return _weight_in(path, model, model.functions[0].node[0].attribute[0].t)
+
+
+def _branch_in_function(path: Path, weight: NDArray[Any]) -> Path:
+    body = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["t"])],
+        "body",
+        [],
+        [_value("t", [1, 4])],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    model = _in_function(body)
+    node = model.functions[0].node[0]
+    branch = next(a.g for a in node.attribute if a.name == "then_branch")
+    return _weight_in(path, model, branch.initializer[0])
+
+
+PLACES = [_constant_in_function, _branch_in_function]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_data_of_functions_lie_beside_the_model(
+    tmp_path: Path, rng: np.random.Generator, place: Callable[[Path, NDArray[Any]], Path]
+) -> None:
+    """Whatever folder we run in, and what is saved has them as well."""
+    weight = rng.uniform(-1, 1, (4, 4)).astype(np.float32)
+    path = place(tmp_path / "model.onnx", weight)
+    model = load_model(path)
+    assert external_files(model) == {tmp_path / "m.data"}
+    (tmp_path / "out").mkdir()
+    save_model(model, tmp_path / "out" / "model.onnx")
+    feeds = {"x": np.ones((1, 4), np.float32), "c": np.array(True)}
+    files = (path, tmp_path / "out" / "model.onnx")
+    was, now = (run_ort(file, feeds, optimise=False)["y"] for file in files)
+    np.testing.assert_array_equal(now, was)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_missing_data_of_functions_name_the_weight(
+    tmp_path: Path, place: Callable[[Path, NDArray[Any]], Path]
+) -> None:
+    path = place(tmp_path / "model.onnx", np.ones((4, 4), np.float32))
+    (tmp_path / "m.data").unlink()
+    with pytest.raises(ModelError, match=r"'w' \| lies in 'm\.data', which cannot") as caught:
         load_model(path)
     said(caught)
