@@ -210,6 +210,11 @@ def not_a_range(option: str, values: Sequence[str]) -> str:
 def _spread(option: str, value: str, length: int | None) -> list[str]:
     plain, mark, pattern = f",{value}".partition(",re:")
     parts = [part for part in plain.split(",") if part]
+    if not parts and not mark:
+        raise RecipeError(
+            f"{option.lstrip('-')} | is empty; expected a value, or several with "
+            "commas; leave it out for its default"
+        )
     if mark:
         parts.append(f"re:{pattern}")
     if length is not None:

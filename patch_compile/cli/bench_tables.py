@@ -33,7 +33,7 @@ def _sentences(found: BenchResult) -> Iterator[str]:
             else f"{kind} of the dense model differ by up to {floor:.1%}"
         )
     yield from (_sentence(row) for row in found.rows if row.verdict is not None)
-    if found.recipe.baselines:
+    if set(found.recipe.baselines) - {"dense"}:
         yield "baselines are 2:4 by magnitude: for times, not for quality"
     if any(row.predicted for row in found.rows):
         yield "predicted: of the masked weights alone; measured: of the whole model"

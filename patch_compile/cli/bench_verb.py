@@ -1,6 +1,7 @@
 """The verb `bench`: parses, calls the API, prints."""
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,7 @@ from patch_compile.bench.results import BenchResult
 from patch_compile.cli.bench_tables import print_bench
 from patch_compile.cli.console import out, progress_bar, say
 from patch_compile.cli.outputs import BENCH, check_json, check_output
+from patch_compile.cli.unused import refuse_given
 from patch_compile.errors import RecipeError
 from patch_compile.figures import check_plot
 from patch_compile.io.atomic import check_writable, write_text
@@ -63,6 +65,8 @@ def bench(
     _check_outputs(output, plot, [dense, *_files(baseline), *_beside(into or compiled)])
     if import_ is not None:
         _refuse_models(dense, compiled)
+        what = {"baseline": bool(baseline), "cache": cache is not None}
+        refuse_given("import", "times nothing", **what, **_changed(recipe))
         found = imported_bench(import_, into)
     else:
         found = _measured(dense, compiled, baseline, into, cache, recipe)
@@ -109,6 +113,13 @@ def _refuse_models(*given: Path | None) -> None:
             f"model '{models[0]}' | is given with --import, which times nothing; leave one of "
             "them out (--into names the compiled model)"
         )
+
+
+def _changed(recipe: BenchRecipe) -> dict[str, bool]:
+    return {
+        field.name: getattr(recipe, field.name) != getattr(_BENCH, field.name)
+        for field in fields(recipe)
+    }
 
 
 def _measured(

@@ -7,6 +7,8 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from patch_compile.cli.console import out, progress_bar
+from patch_compile.cli.unused import refuse_unused
+from patch_compile.errors import RecipeError
 from patch_compile.evaluation.evaluate import evaluate
 from patch_compile.evaluation.results import PerplexityResult, TaskResult
 from patch_compile.evaluation.settings import EvalRecipe
@@ -43,6 +45,10 @@ def eval_(
         tokenizer: tokenizer.json; by default MODEL's own.
         json_: print everything as JSON.
     """
+    if not recipe.tasks:
+        refuse_unused(recipe, "tasks", ["limit"])
+        if task_dir is not None:
+            raise RecipeError("task-dir | is given, and no tasks are; give --tasks as well")
     with progress_bar() as progress:
         found = evaluate(
             model,

@@ -9,6 +9,7 @@ from cyclopts import Parameter
 from patch_compile.cli import tables
 from patch_compile.cli.console import out, print_json, print_text, progress_bar, say
 from patch_compile.cli.outputs import COMPARISON, PLAN, check_json, check_output
+from patch_compile.cli.unused import refuse_unused
 from patch_compile.compiler import plan_model
 from patch_compile.errors import RecipeError, RuntimeUnavailable
 from patch_compile.io.atomic import write_text
@@ -55,6 +56,8 @@ def plan(
         return
     if tiles is None:
         raise RecipeError("tiles | are missing; give --tiles masks.json, or ask --targets all")
+    if recipe.target is None:
+        refuse_unused(recipe, "target", ["tokens"])
     if output is not None:
         check_json(output, PLAN, [model, tiles, recipe.target])
     with progress_bar() as progress:

@@ -12,6 +12,7 @@ from patch_compile.cli.console import out, print_json, print_text, progress_bar,
 from patch_compile.cli.outputs import check_folder, check_output
 from patch_compile.cli.plan_verb import plan, print_tables
 from patch_compile.cli.quantizing import check_calibration, quantize_step
+from patch_compile.cli.unused import refuse_unused
 from patch_compile.compiler import compile_model
 from patch_compile.demo import run_demo
 from patch_compile.errors import Mismatch
@@ -66,6 +67,7 @@ def compile_(
         dry_run: plan and report, write nothing.
         json_: print the report as JSON.
     """
+    _check_read(recipe, engine, quantizer)
     text = tokenizer or model.with_name("tokenizer.json")
     check_calibration(quantizer, data, text)
     if dry_run:
@@ -89,6 +91,16 @@ def compile_(
         build_all(path, output, engine, show=not json_)
     if json_:
         print_text(path.with_name("report.json").read_text("utf-8"))
+
+
+def _check_read(recipe: CompileRecipe, engine: BuildRecipe, quantizer: QuantizeRecipe) -> None:
+    """Refuses options of a step that is not asked for."""
+    if recipe.target is None:
+        refuse_unused(recipe, "target", ["tokens"])
+    if engine.engine == "none":
+        refuse_unused(engine, "engine")
+    if quantizer.quantize is None:
+        refuse_unused(quantizer, "quantize")
 
 
 def export(
