@@ -16,10 +16,10 @@ import onnx_ir as ir
 from patch_compile.passes.fused_heads import is_attention, kept_heads
 from patch_compile.passes.headwise import MOVES, step_of
 from patch_compile.passes.layouts import Layout, Mixed, resolved
-from patch_compile.passes.regions import ELEMENTWISE, is_product, sides
+from patch_compile.passes.regions import ELEMENTWISE, bias_of, is_product, sides
 from patch_compile.passes.sites import constant_tensor
 from patch_compile.passes.sizes import ONE, Size, declared, entries
-from patch_compile.passes.steps import Step, Trace, integer
+from patch_compile.passes.steps import Step, Trace, beside, integer
 
 __all__ = ["Attention", "Whole", "find_attention"]
 
@@ -87,6 +87,7 @@ def _found(
     trace = Trace(groups, {})
     for product, (_, times) in zip(products, starts, strict=True):
         trace.layouts[product.outputs[0]] = _made(product, groups, times)
+        _check_bias(product, trace.layouts[product.outputs[0]])
     steps = _needed(root, [_step(node, trace) for node in inside])
     _check_end(root, trace)
     for step in steps:
@@ -114,6 +115,7 @@ def _above(root: ir.Node) -> tuple[ir.Node, ...] | None:
     """
     start = root.inputs[0]
     found: dict[ir.Node, None] = {}
+    count = 0
     stack = [] if start is None or start.producer() is None else [(start.producer(), False)]
     while stack:
         node, done = stack.pop()
@@ -121,13 +123,14 @@ def _above(root: ir.Node) -> tuple[ir.Node, ...] | None:
             continue
         if done:
             found[node] = None
-            if len(found) > _MOST:
+            count += 1 + (is_product(node) and bias_of(node) is not None)
+            if count > _MOST:
                 return None
             continue
         stack.append((node, True))
-        if not is_product(node):
-            reads = [value.producer() for value in node.inputs if value is not None]
-            stack += [(each, False) for each in reversed(reads)]
+        values = [bias_of(node)] if is_product(node) else [*node.inputs]
+        reads = [value.producer() for value in values if value is not None]
+        stack += [(each, False) for each in reversed(reads)]
     return tuple(found)
 
 
@@ -248,6 +251,19 @@ def _made(product: ir.Node, groups: int, stacks: int) -> Layout:
         raise Mixed(f"the shape of what makes '{product.outputs[0].name}' is unknown")
     made = (*dims[:-1], Size(width))
     return Layout(made, len(dims) - 1, groups, Size(stacks), Size(inner))
+
+
+def _check_bias(product: ir.Node, layout: Layout) -> None:
+    """Refuses a Gemm whose bias a branch can have no part of: it will be an Add."""
+    bias = bias_of(product)
+    if bias is None:
+        return
+    try:
+        beside(bias, layout)
+    except Mixed as mixed:
+        raise Mixed(f"{_named(product)} {mixed}") from mixed
+    if any(size != ONE for size in (declared(bias) or ())[:-1]):
+        raise Mixed(f"{_named(product)} adds '{bias.name}', which has rows")
 
 
 def _needed(root: ir.Node, steps: list[Step]) -> tuple[Step, ...]:

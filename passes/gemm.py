@@ -7,6 +7,7 @@ from onnxscript.rewriter import MatchResult
 from onnxscript.rewriter.pattern import RewriteRuleClassBase
 
 from patch_compile.passes.jobs import Jobs
+from patch_compile.passes.regions import bias_of
 from patch_compile.passes.sites import constant_weight
 
 __all__ = ["MatMulFromGemm"]
@@ -18,6 +19,9 @@ class MatMulFromGemm(RewriteRuleClassBase):
     With transB a Transpose stands before W; the lowering reads through it, and it goes with
     the original weight. Precondition: alpha = beta = 1 and no transA (`find_sites` refuses
     the rest). The bias is added after the sum instead of with it: equal within rounding.
+
+    `find_region` and `find_attention` look at a graph before this and after it, and must find
+    the same: to them a Gemm's bias is the operand of an Add.
     """
 
     def __init__(self, jobs: Jobs) -> None:
@@ -47,7 +51,7 @@ class MatMulFromGemm(RewriteRuleClassBase):
         value, transposed = weight
         matrix = value if transposed else op.Transpose(value, perm=[1, 0])
         name = node.name or y.name
-        bias = node.inputs[2] if len(node.inputs) > 2 else None
+        bias = bias_of(node)
         if bias is None:
             return self._typed(op.MatMul(x, matrix, _name=name), y)
         product = op.MatMul(

@@ -6,7 +6,7 @@ elementwise operations, however many".
 I: features of the inner axis, the N of the first products and the K of the last.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -14,7 +14,7 @@ import onnx_ir as ir
 from patch_compile.passes.constants import fixed_tensor
 from patch_compile.passes.sites import constant_tensor, constant_weight
 
-__all__ = ["ELEMENTWISE", "Region", "Uncut", "find_region", "is_product", "sides"]
+__all__ = ["ELEMENTWISE", "Region", "Uncut", "bias_of", "find_region", "is_product", "sides"]
 
 # Operations that treat the features of their last axis alike and apart.
 ELEMENTWISE = {
@@ -72,6 +72,7 @@ def find_region(root: ir.Node) -> Region | Uncut | None:
     if not found:
         return None
     reasons = [
+        *_nested(found),
         *_kept_apart(found, nodes, root),
         *(_reads(leaf, features) for leaf in leaves),
         *_odd_shapes(root, found, nodes, features),
@@ -79,7 +80,7 @@ def find_region(root: ir.Node) -> Region | Uncut | None:
     why = next((reason for reason in reasons if reason is not None), None)
     if why is not None:
         return Uncut(found, why)
-    ordered = _in_order(root, (*found, *nodes))
+    ordered = _in_order(root, found, nodes)
     return Region(
         root,
         tuple(node for node in ordered if node in found),
@@ -113,9 +114,30 @@ def _outside(inside: dict[ir.Node, None]) -> list[ir.Value]:
     found: dict[ir.Value, None] = {}
     for index, node in enumerate(inside):
         for value in _operands(node, root=index == 0):
-            if value.producer() not in inside:
-                found[value] = None
+            for each in (value, *_added(value)):
+                if each.producer() not in inside:
+                    found[each] = None
     return list(found)
+
+
+def bias_of(product: ir.Node) -> ir.Value | None:
+    """What a Gemm adds to its product: an Add will, once the weight is lowered."""
+    given = product.op_type == "Gemm" and len(product.inputs) > 2
+    return product.inputs[2] if given else None
+
+
+def _added(value: ir.Value) -> tuple[ir.Value, ...]:
+    """The bias of the product that makes a value: it is read as if an Add were there."""
+    node = value.producer()
+    bias = None if node is None or not is_product(node) else bias_of(node)
+    return () if bias is None else (bias,)
+
+
+def _nested(products: Sequence[ir.Node]) -> Iterator[str]:
+    for node in products:
+        for bias in _added(node.outputs[0]):
+            if _is_product(bias):
+                yield f"Gemm '{node.name}' adds another product, '{bias.name}'"
 
 
 def _operands(node: ir.Node, *, root: bool = False) -> Iterator[ir.Value]:
@@ -138,7 +160,17 @@ def _keeps_features(node: ir.Node) -> bool:
 
 
 def _escapes(value: ir.Value, inside: dict[ir.Node, None]) -> bool:
-    return value.is_graph_output() or any(use.node not in inside for use in value.uses())
+    """Whether anything else reads a value; a Gemm that a node inside reads may add it."""
+    readers: list[ir.Node] = []
+    for node, place in value.uses():
+        added = _adds(node, place)
+        readers += [use.node for use in node.outputs[0].uses()] if added else [node]
+    return value.is_graph_output() or any(reader not in inside for reader in readers)
+
+
+def _adds(node: ir.Node, place: int) -> bool:
+    """Whether what a node reads at a place is its bias."""
+    return place == 2 and is_product(node)
 
 
 def is_product(node: ir.Node) -> bool:
@@ -204,7 +236,8 @@ def _kept_apart(
         if value.is_graph_output():
             yield f"'{value.name}' is an output of the graph"
         for use in value.uses():
-            if use.node not in nodes and (use.node, use.idx) != (root, 0):
+            inside = use.node in nodes or (use.node in products and _adds(*use))
+            if not inside and (use.node, use.idx) != (root, 0):
                 yield f"'{value.name}' is also read by {use.node.op_type} '{use.node.name}'"
 
 
@@ -212,7 +245,8 @@ def _odd_shapes(
     root: ir.Node, products: Sequence[ir.Node], nodes: Sequence[ir.Node], features: int
 ) -> Iterator[str]:
     """With Reshapes between, rows must be known to correspond."""
-    if len(nodes) > _LONGEST:
+    biases = [bias for node in products for bias in _added(node.outputs[0])]
+    if len(nodes) + len(biases) > _LONGEST:
         yield f"more than {_LONGEST} operations lie between them"
     if not any(node.op_type == "Reshape" for node in nodes):
         return
@@ -222,7 +256,7 @@ def _odd_shapes(
         if made.shape is None or made.shape.rank() != 2:
             yield f"a Reshape lies between them and '{made.name}' is not known to be 2-D"
     made_here = {node.outputs[0] for node in (*products, *nodes)}
-    for operand in (value for node in nodes for value in _operands(node)):
+    for operand in (*biases, *(value for node in nodes for value in _operands(node))):
         tensor = fixed_tensor(operand)
         if operand in made_here or (tensor is not None and _is_row(tensor, features)):
             continue
@@ -235,12 +269,15 @@ def _is_row(tensor: ir.TensorProtocol, features: int) -> bool:
     return tensor.size == 1 or row
 
 
-def _in_order(root: ir.Node, inside: Iterable[ir.Node]) -> tuple[ir.Node, ...]:
+def _in_order(
+    root: ir.Node, products: Sequence[ir.Node], nodes: Sequence[ir.Node]
+) -> tuple[ir.Node, ...]:
     """Sorts nodes before `root` so that each comes after those it reads, as operands do."""
-    wanted, found = {*inside}, dict[ir.Node, None]()
+    wanted, found = {*products, *nodes}, dict[ir.Node, None]()
 
     def visit(node: ir.Node) -> None:
-        for value in _operands(node, root=_is_product(node.outputs[0])):
+        made = node in products
+        for value in _added(node.outputs[0]) if made else _operands(node, root=node is root):
             producer = value.producer()
             if producer in wanted and producer not in found:
                 visit(producer)
