@@ -68,6 +68,7 @@ def cast_model(model: ir.Model, dtype: CastType) -> ir.Model:
     before = Interface.of(model)
     _lift_weights(model)
     _check_types(model, dtype)
+    _check_made(model, dtype)
     if dtype == "bf16":
         _check_renames(model)
     # The converter knows nodes by their names.
@@ -125,6 +126,16 @@ def _check_types(model: ir.Model, dtype: CastType) -> None:
             f"{', '.join(others) or 'no floats'}; expected FLOAT alone; export it as fp32, or "
             "leave --dtype out"
         )
+
+
+def _check_made(model: ir.Model, dtype: CastType) -> None:
+    """The converter casts an output in a node of its name, which would make a weight anew."""
+    for value in model.graph.outputs:
+        if value.producer() is None and value.dtype == ir.DataType.FLOAT:
+            raise ModelError(
+                f"dtype | is {dtype}, but output '{value.name}' is a weight or an input; "
+                "expected outputs that nodes make; export it without, or leave --dtype out"
+            )
 
 
 def _check_renames(model: ir.Model) -> None:

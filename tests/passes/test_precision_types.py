@@ -110,3 +110,23 @@ def test_a_rewrite_that_changes_the_type_of_an_output_is_a_bug(
     model.graph.outputs[0].type = ir.TensorType(ir.DataType.FLOAT16)
     with pytest.raises(InternalError, match="'y' was FLOAT and is FLOAT16"):
         check_legal(model, before)
+
+
+@pytest.mark.parametrize("name", ["w", "x"])
+def test_an_output_that_no_node_makes_is_refused(
+    tmp_path: Path, rng: np.random.Generator, name: str
+) -> None:
+    """Its cast would have its name, and the weight or the input has it already."""
+    path = tmp_path / "m.onnx"
+    _model(path, random_weight(rng, N, K), [_product("x", "y")], FLOAT)
+    model = onnx.load(path)
+    shape = {"w": [K, N], "x": ["b", K]}[name]
+    model.graph.output.append(helper.make_tensor_value_info(name, FLOAT, shape))
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, path)
+    with pytest.raises(ModelError) as caught:
+        cast_model(load_model(path), "fp16")
+    assert said(caught) == (
+        f"dtype | is fp16, but output '{name}' is a weight or an input; expected outputs "
+        "that nodes make; export it without, or leave --dtype out"
+    )
