@@ -177,7 +177,8 @@ def _evidence(
         backend=recipe.engine,
         version=outcome.version,
         device="" if gpu is None else gpu.name,
-        sm=None if gpu is None else gpu.sm,
+        # An engine may be for another GPU than that of this machine.
+        sm=recipe.sm[0] if recipe.sm else None if gpu is None else gpu.sm,
         requested=recipe.sparse,
         sparsity=read_sparsity(log_lines(log)),
         layers=read_layer_file(layers),
