@@ -130,11 +130,18 @@ def _reduction(node: ir.Node, trace: Trace) -> Step:
 
 def _softmax(node: ir.Node, trace: Trace) -> Step:
     layout = trace.only(node)
-    axis = axis_of(integer(node, "axis"), layout.dims)
+    given = integer(node, "axis")
+    default = -1 if _opset(node) >= 13 else 1
+    axis = axis_of(default if given is None else given, layout.dims)
     # Up to opset 12 all axes from this one on are one; of the last axis both mean the same.
     if axis != len(layout.dims) - 1 or axis == layout.axis:
         raise Mixed("normalises across heads")
     return trace.same(node, layout)
+
+
+def _opset(node: ir.Node) -> int:
+    graph = node.graph
+    return 0 if graph is None else graph.opset_imports.get(node.domain, 0)
 
 
 def _norm(node: ir.Node, trace: Trace) -> Step:

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from patch_compile.compiler import compile_model
+from patch_compile.passes.attention import Attention, Whole, find_attention
 from patch_compile.recipe import CompileRecipe
 from patch_compile.tiles.masks import Masks
 from tests.passes.heads import Heads, tied_heads
@@ -92,3 +94,31 @@ def test_parameters_of_a_norm_are_cut_between_heads(
     model = check_branches(tmp_path, heads, edit)
     norms = [node for node in model.graph.node if node.op_type.endswith("Normalization")]
     assert len(norms) == 2
+
+
+@pytest.mark.parametrize("kind", ["Softmax", "LogSoftmax"])
+def test_softmax_that_names_no_axis_is_along_the_last(tmp_path: Path, kind: str) -> None:
+    def edit(graph: onnx.GraphProto) -> None:
+        softmax = next(node for node in graph.node if node.op_type == "Softmax")
+        softmax.op_type = kind
+        del softmax.attribute[:]
+
+    model = check_branches(tmp_path, Heads(), edit)
+    assert sum(node.op_type == kind for node in model.graph.node) == 2
+
+
+@pytest.mark.parametrize(("opset", "cut"), [(12, False), (13, True)])
+def test_softmax_of_old_opsets_is_along_all_axes_but_the_first(
+    tmp_path: Path, opset: int, cut: bool
+) -> None:
+    heads = Heads(share=1)
+    path = heads.save(tmp_path / "model.onnx", heads.arrays(np.random.default_rng(0)))
+    model = ir.load(path)
+    model.opset_imports[""] = opset
+    softmax = next(node for node in model.graph if node.op_type == "Softmax")
+    softmax.attributes.clear()
+    last = [node for node in model.graph if node.op_type == "MatMul"][-1]
+    attention = find_attention(last)
+    assert isinstance(attention, Attention) == cut
+    if isinstance(attention, Whole):
+        assert attention.reason == "Softmax 'weights' normalises across heads"
