@@ -299,18 +299,39 @@ def _restore(
     model: ir.Model, originals: dict[str, Any], hidden: list[str], low: ir.DataType
 ) -> None:
     """Gives hidden weights back, and small ones the values of one rounding, not of two."""
+    casts = _casts(originals, low)
     inputs = {value.name: value for value in model.graph.inputs}
     for name in hidden:
         value = inputs[name]
-        value.const_value = CastTensor(originals[name], low)
+        value.const_value = casts[name]
         model.graph.inputs.remove(value)
         model.graph.initializers.add(value)
     for name, value in model.graph.initializers.items():
-        small = value.const_value
-        if small is None or name in hidden or name not in originals:
+        stored, original = value.const_value, originals.get(name)
+        if stored is None or original is None:
             continue
-        if small.dtype == low and originals[name].dtype == ir.DataType.FLOAT:
-            value.const_value = ir.tensor(_rounded(originals[name].numpy(), low), name=name)
+        if stored.dtype == original.dtype:
+            value.const_value = original
+        elif stored.dtype == low and name in casts:
+            value.const_value = casts[name]
+
+
+def _casts(originals: dict[str, Any], low: ir.DataType) -> dict[str, ir.TensorProtocol]:
+    """Casts by name; what two calls of a function share is one weight still."""
+    floats = {
+        name: tensor
+        for name, tensor in originals.items()
+        if tensor is not None and tensor.dtype == ir.DataType.FLOAT
+    }
+    made = {id(tensor): tensor for tensor in floats.values()}
+    cast = {key: _cast_of(tensor, low) for key, tensor in made.items()}
+    return {name: cast[id(tensor)] for name, tensor in floats.items()}
+
+
+def _cast_of(tensor: ir.TensorProtocol, low: ir.DataType) -> ir.TensorProtocol:
+    if tensor.nbytes >= _LARGE:
+        return CastTensor(tensor, low)
+    return ir.tensor(_rounded(tensor.numpy(), low), name=tensor.name)
 
 
 def _rounded(values: NDArray[Any], low: ir.DataType) -> NDArray[Any]:

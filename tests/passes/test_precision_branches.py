@@ -1,4 +1,4 @@
-"""A cast reaches the weights of branches, wherever their data lie."""
+"""A cast reaches the weights of branches and functions, wherever their data lie."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,12 +12,13 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from patch_compile.compiler import compile_model
 from patch_compile.io.cast_tensor import CastTensor
 from patch_compile.io.onnx_model import load_model
 from patch_compile.io.save_model import save_model
 from patch_compile.passes.precision import cast_model
-from patch_compile.recipe import CastType
-from tests.support import run_ort
+from patch_compile.recipe import CastType, CompileRecipe
+from tests.support import band_mask, masked_product, masks_of, random_weight, run_ort
 
 K, N, WIDE = 8, 16, 1100
 KINDS = {"fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
@@ -130,3 +131,41 @@ def test_weights_of_branches_are_rounded_once_and_large_ones_as_they_are_written
         weight = stored[name].const_value
         assert weight is not None
         np.testing.assert_array_equal(weight.numpy(), original[name].astype(KINDS[dtype]))
+
+
+def _two_calls(path: Path, weight: NDArray[Any]) -> Path:
+    """y = x W^T + z W^T, by two calls of a function that holds W."""
+    stored = numpy_helper.from_array(np.ascontiguousarray(weight.T), "w")
+    body = [
+        helper.make_node("Constant", [], ["w"], value=stored),
+        helper.make_node("MatMul", ["a", "w"], ["o"], name="product"),
+    ]
+    opset = helper.make_opsetid("", 20)
+    function = helper.make_function("local", "F", ["a"], ["o"], body, [opset])
+    nodes = [helper.make_node("F", [n], [f"f{n}"], domain="local") for n in ("x", "z")]
+    nodes.append(helper.make_node("Add", ["fx", "fz"], ["y"]))
+    outer, inner = weight.shape
+    graph = helper.make_graph(
+        nodes, "g", [_value("x", inner), _value("z", inner)], [_value("y", outer)]
+    )
+    opsets = [opset, helper.make_opsetid("local", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, functions=[function], ir_version=10)
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize("shape", [(32, 16), (256, 128)], ids=["small", "large"])
+def test_a_weight_of_two_calls_is_one_weight_when_it_is_cast(
+    tmp_path: Path, rng: np.random.Generator, shape: tuple[int, int]
+) -> None:
+    weight = random_weight(rng, *shape)
+    path = _two_calls(tmp_path / "m.onnx", weight)
+    mask = band_mask(rng, "w", weight)
+    compiled = compile_model(path, masks_of(mask), CompileRecipe(dtype="fp16"))
+    target = compiled.save(tmp_path / "out")
+    feeds = {n: rng.uniform(-1, 1, (3, shape[1])).astype(np.float32) for n in ("x", "z")}
+    found = run_ort(target, feeds, optimise=False)["y"]
+    wanted = masked_product(feeds["x"] + feeds["z"], weight, mask.keep())
+    # float16 rounds x, W and the sums.
+    assert np.linalg.norm(found - wanted) < 4e-3 * np.linalg.norm(wanted)
