@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from patch_compile.runtimes.layer_info import unnumbered
 from patch_compile.whynot import Case, why_not
 
 if TYPE_CHECKING:
@@ -225,8 +226,8 @@ def _verdict(node: str, layer: "EngineLayer | None", evidence: "Evidence") -> Ve
 
 
 def _named(node: str, layer: "EngineLayer | None", names: Iterable[str]) -> bool:
-    """The log names layers: a node alone, or fused, as `a + b`."""
-    parts = {part.strip() for name in names for part in name.split(" + ")}
+    """The log names layers: a node alone, or fused, as `a + b`; Myelin adds its number."""
+    parts = {unnumbered(part.strip()) for name in names for part in name.split(" + ")}
     return node in parts or (layer is not None and layer.name in names)
 
 

@@ -173,12 +173,13 @@ def _show(folder: Path, progress: Progress | None) -> None:
 def _evidence(
     recipe: BuildRecipe, outcome: Outcome, gpu: Gpu | None, log: Path, layers: Path
 ) -> Evidence:
+    # An engine may be for another GPU than that of this machine.
+    here = gpu if gpu is not None and recipe.sm in ((), (gpu.sm,)) else None
     return Evidence(
         backend=recipe.engine,
         version=outcome.version,
-        device="" if gpu is None else gpu.name,
-        # An engine may be for another GPU than that of this machine.
-        sm=recipe.sm[0] if recipe.sm else None if gpu is None else gpu.sm,
+        device="" if here is None else here.name,
+        sm=here.sm if here is not None else next(iter(recipe.sm), None),
         requested=recipe.sparse,
         sparsity=read_sparsity(log_lines(log)),
         layers=read_layer_file(layers),

@@ -15,7 +15,7 @@ from patch_compile.errors import ModelError
 from patch_compile.parsing import parse_json
 from patch_compile.runtimes.evidence import EngineLayer
 
-__all__ = ["read_layer_file", "read_layers", "read_profile", "read_times"]
+__all__ = ["read_layer_file", "read_layers", "read_profile", "read_times", "unnumbered"]
 
 # Several nodes are joined by U+001E or U+001F, or by nothing.
 _NODE = "[ONNX Layer: "
@@ -69,8 +69,13 @@ def _nodes_of_name(name: str) -> tuple[str, ...]:
     """`a + PWN(b)` is a fusion of a and b; a region of Myelin names no node."""
     if "ForeignNode[" in name:
         return ()
-    parts = (_MYELIN_NUMBER.sub("", part.strip()) for part in name.split(" + "))
+    parts = (unnumbered(part.strip()) for part in name.split(" + "))
     return tuple(_POINTWISE.sub(r"\1", part) for part in parts if part)
+
+
+def unnumbered(name: str) -> str:
+    """Returns a node's name without the number that Myelin gives its kernel."""
+    return _MYELIN_NUMBER.sub("", name)
 
 
 def _types(tensors: Any) -> tuple[str, ...]:

@@ -77,6 +77,12 @@ def test_the_logs_names_decide_where_no_kernel_is_named() -> None:
     assert found.layers is None
 
 
+def test_a_name_that_myelin_numbered_is_still_the_node_s() -> None:
+    site = _site("a")
+    sparsity = Sparsity(found=1, chose=1, chosen=(f"{site.node}_myl0_3",))
+    assert _only(join([site], 1, replace(TOLD, sparsity=sparsity))) == ("chosen", "")
+
+
 def test_silence_is_unknown() -> None:
     found = join([_site("a")], 1, TOLD)
     assert _only(found) == (
