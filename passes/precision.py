@@ -195,7 +195,7 @@ def _load_small(model: ir.Model) -> None:
         node.attributes[attribute.name] = ir.AttrTensor(attribute.name, loaded)
 
 
-def _loaded(tensor: ir.TensorProtocol, name: str | None) -> ir.Tensor:
+def _loaded(tensor: ir.TensorProtocol, name: str | None) -> ir.TensorProtocol:
     return ir.Tensor(tensor.numpy().copy(), name=name, dtype=tensor.dtype)
 
 

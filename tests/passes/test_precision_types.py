@@ -120,7 +120,7 @@ def test_an_output_that_no_node_makes_is_refused(
     path = tmp_path / "m.onnx"
     _model(path, random_weight(rng, N, K), [_product("x", "y")], FLOAT)
     model = onnx.load(path)
-    shape = {"w": [K, N], "x": ["b", K]}[name]
+    shape: list[int | str] = [K, N] if name == "w" else ["b", K]
     model.graph.output.append(helper.make_tensor_value_info(name, FLOAT, shape))
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, path)
