@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx import TensorProto, defs, numpy_helper
+from onnx import defs
 from onnx_ir.passes.common import (
     LiftConstantsToInitializersPass,
     LiftSubgraphInitializersToMainGraphPass,
@@ -24,6 +24,7 @@ from patch_compile._require import require
 from patch_compile.errors import ModelError
 from patch_compile.io.cast_tensor import CastTensor
 from patch_compile.io.onnx_model import external_attributes
+from patch_compile.passes.bfloat16 import check_float32, name_bfloat16
 from patch_compile.passes.legal import Interface, same_interface
 from patch_compile.recipe import CastType
 
@@ -70,7 +71,7 @@ def cast_model(model: ir.Model, dtype: CastType) -> ir.Model:
     _check_types(model, dtype)
     _check_made(model, dtype)
     if dtype == "bf16":
-        _check_renames(model)
+        check_float32(model)
     # The converter knows nodes by their names.
     NameFixPass()(model)
     originals = {name: value.const_value for name, value in model.graph.initializers.items()}
@@ -85,7 +86,7 @@ def cast_model(model: ir.Model, dtype: CastType) -> ir.Model:
         node_block_list=_kept_nodes(model),
     )
     if dtype == "bf16":
-        _rename_types(proto)
+        name_bfloat16(proto)
     cast: ir.Model = ir.from_proto(proto)
     _restore(cast, originals, hidden, low)
     cast.graph.sort()
@@ -136,33 +137,6 @@ def _check_made(model: ir.Model, dtype: CastType) -> None:
                 f"dtype | is {dtype}, but output '{value.name}' is a weight or an input; "
                 "expected outputs that nodes make; export it without, or leave --dtype out"
             )
-
-
-def _check_renames(model: ir.Model) -> None:
-    """What is FLOAT16 already could not be told from what the converter makes so."""
-    for name in _halves(model):
-        raise ModelError(
-            f"dtype | is bf16, but '{name}' is FLOAT16; expected FLOAT alone; choose --dtype "
-            "fp16, or export the model as fp32"
-        )
-
-
-def _halves(model: ir.Model) -> Iterator[str]:
-    """Names of the inputs, and of the nodes that make such values."""
-    for value in model.graph.inputs:
-        if value.dtype == ir.DataType.FLOAT16:
-            yield value.name or "?"
-    for node in ir.traversal.RecursiveGraphIterator(model.graph):
-        made = any(value.dtype == ir.DataType.FLOAT16 for value in node.outputs)
-        if made or any(_names_half(attribute) for attribute in node.attributes.values()):
-            yield node.outputs[0].name or node.name or "?"
-
-
-def _names_half(attribute: ir.Attr) -> bool:
-    if attribute.type == ir.AttributeType.TENSOR:
-        return attribute.as_tensor().dtype == ir.DataType.FLOAT16
-    named = attribute.name in ("to", "dtype", "output_dtype")
-    return named and bool(attribute.value == ir.DataType.FLOAT16)
 
 
 def _hide_large(model: ir.Model) -> list[str]:
@@ -263,36 +237,6 @@ def _cast_to(node: ir.Node | None, dtype: ir.DataType) -> ir.Value | None:
     if node is None or node.op_type != "Cast" or node.outputs[0].is_graph_output():
         return None
     return node.inputs[0] if node.attributes["to"].as_int() == dtype else None
-
-
-def _rename_types(proto: onnx.ModelProto) -> None:
-    """Makes every FLOAT16 of a converted graph BFLOAT16; small tensors are restored later."""
-    graphs = [proto.graph]
-    while graphs:
-        graph = graphs.pop()
-        for value in (*graph.input, *graph.output, *graph.value_info):
-            if value.type.tensor_type.elem_type == TensorProto.FLOAT16:
-                value.type.tensor_type.elem_type = TensorProto.BFLOAT16
-        for tensor in graph.initializer:
-            _rename_tensor(tensor)
-        for node in graph.node:
-            for attribute in node.attribute:
-                _rename_attribute(attribute)
-                graphs += [attribute.g] if attribute.HasField("g") else list(attribute.graphs)
-
-
-def _rename_attribute(attribute: onnx.AttributeProto) -> None:
-    if attribute.name in ("to", "dtype") and attribute.i == TensorProto.FLOAT16:
-        attribute.i = TensorProto.BFLOAT16
-    if attribute.HasField("t"):
-        _rename_tensor(attribute.t)
-
-
-def _rename_tensor(tensor: onnx.TensorProto) -> None:
-    if tensor.data_type != TensorProto.FLOAT16:
-        return
-    values = numpy_helper.to_array(tensor).astype(ir.DataType.BFLOAT16.numpy())
-    tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
 
 
 def _restore(
