@@ -101,7 +101,8 @@ def cast_model(model: ir.Model, dtype: CastType) -> ir.Model:
 
 def _lift_weights(model: ir.Model) -> None:
     """Makes Constants, and the weights of branches, initializers of the main graph."""
-    LiftConstantsToInitializersPass(lift_all_constants=True)(model)
+    # Small ones too: the converter rounds them whoever reads them, but for `value_float`.
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     LiftSubgraphInitializersToMainGraphPass()(model)
 
 

@@ -165,6 +165,34 @@ def test_weights_are_rounded_once(tmp_path: Path, rng: np.random.Generator) -> N
     assert float(fill.numpy()) == float(np.float32(-3e38).astype(ml_dtypes.bfloat16))
 
 
+@pytest.mark.parametrize("as_tensor", [True, False])
+def test_constants_of_one_element_are_cast_as_their_reader_is(
+    tmp_path: Path, rng: np.random.Generator, as_tensor: bool
+) -> None:
+    """Twice a product, which is cast, and the root of x and an epsilon, which is not."""
+    weight = random_weight(rng, WIDTH, WIDTH)
+    path = linear_model([Linear("a", weight)], tmp_path / "m.onnx")
+    model = onnx.load(path)
+    for name, number in (("two", 2.0), ("eps", 1e-12)):
+        tensor = numpy_helper.from_array(np.float32(number), name)
+        value = {"value": tensor} if as_tensor else {"value_float": number}
+        model.graph.node.append(helper.make_node("Constant", [], [name], **value))
+    node = helper.make_node
+    model.graph.node.append(node("Mul", ["y_a", "two"], ["twice"]))
+    model.graph.node.append(node("Pow", ["x", "two"], ["square"]))
+    model.graph.node.append(node("Add", ["square", "eps"], ["safe"]))
+    model.graph.node.append(node("Sqrt", ["safe"], ["root"]))
+    model.graph.node.append(node("Div", ["x", "root"], ["sign"]))
+    for name in ("twice", "sign"):
+        model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+    onnx.save(model, path)
+    _, target = _cast(path, "fp16")
+    feeds = {"x": 1e-5 * rng.choice([-1.0, 1.0], (1, 3, WIDTH)).astype(np.float32)}
+    wanted, found = (run_ort(p, feeds, optimise=False) for p in (path, target))
+    for name in ("twice", "sign"):
+        assert _relative(found[name], wanted[name]) < 2e-2
+
+
 def test_large_weights_stay_in_their_file(tmp_path: Path, rng: np.random.Generator) -> None:
     model = cast_model(load_model(_block(tmp_path, rng)), "fp16")
     weight = model.graph.initializers["w"].const_value
