@@ -13,12 +13,22 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from patch_compile.compiler import compile_model
+from patch_compile.errors import ModelError
 from patch_compile.io.cast_tensor import CastTensor
 from patch_compile.io.onnx_model import load_model
 from patch_compile.io.save_model import save_model
 from patch_compile.passes.precision import cast_model
 from patch_compile.recipe import CastType, CompileRecipe
-from tests.support import band_mask, masked_product, masks_of, random_weight, run_ort
+from tests.support import (
+    Linear,
+    band_mask,
+    linear_model,
+    masked_product,
+    masks_of,
+    random_weight,
+    run_ort,
+    said,
+)
 
 K, N, WIDE = 8, 16, 1100
 KINDS = {"fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
@@ -131,6 +141,30 @@ def test_weights_of_branches_are_rounded_once_and_large_ones_as_they_are_written
         weight = stored[name].const_value
         assert weight is not None
         np.testing.assert_array_equal(weight.numpy(), original[name].astype(KINDS[dtype]))
+
+
+@pytest.mark.parametrize("operators", [("Relu", "Softmax"), ("Softmax", "Relu")])
+def test_a_branch_with_an_operator_that_stays_float32_is_refused(
+    tmp_path: Path, rng: np.random.Generator, operators: tuple[str, str]
+) -> None:
+    """The branch would read or make what only the main graph has."""
+    path = linear_model([Linear("a", random_weight(rng, N, K))], tmp_path / "m.onnx", lead="b")
+    first, second = operators
+    nodes = [helper.make_node(first, ["y_a"], ["r"]), helper.make_node(second, ["r"], ["yes"])]
+    yes = helper.make_graph(nodes, "yes", [], [_value("yes", N)])
+    other = [helper.make_node("Relu", ["y_a"], ["no"])]
+    no = helper.make_graph(other, "no", [], [_value("no", N)])
+    model = onnx.load(path)
+    model.graph.node.append(
+        helper.make_node("If", ["c"], ["y"], then_branch=yes, else_branch=no)
+    )
+    model.graph.input.append(helper.make_tensor_value_info("c", TensorProto.BOOL, []))
+    model.graph.output.append(_value("y", N))
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, path)
+    with pytest.raises(ModelError, match="in a branch or loop body, meets") as caught:
+        cast_model(load_model(path), "fp16")
+    said(caught)
 
 
 def _two_calls(path: Path, weight: NDArray[Any]) -> Path:
