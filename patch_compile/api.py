@@ -130,10 +130,8 @@ def learn_candidates(
     require("patch_compile.learn.precision", "learn").warn_if_slow(recipe.precision)
     loaded = require("patch_compile.learn.model", "learn").load_model(model)
     if checkpoint is not None:
-        updating = require("patch_compile.learn.update", "learn")
-        updated: Candidates = updating.update_weights(
-            loaded, sources, recipe, Path(checkpoint), progress
-        )
+        update = require("patch_compile.learn.update", "learn").update_weights
+        updated: Candidates = update(loaded, sources, recipe, Path(checkpoint), progress)
         return updated
     if not recipe.learns:
         oneshot = require("patch_compile.learn.oneshot", "learn")
