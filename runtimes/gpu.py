@@ -1,5 +1,6 @@
 """The GPU of this machine, asked of its driver, which loads no CUDA into this process."""
 
+import os
 import re
 import subprocess
 from dataclasses import dataclass
@@ -35,8 +36,27 @@ class Gpu:
 
 
 def find_gpus() -> tuple[Gpu, ...]:
-    """Lists the GPUs that `nvidia-smi` sees; none where it is missing or fails."""
-    return read_gpus(_asked(f"--query-gpu={','.join(_QUERY)}"))
+    """Lists the GPUs that `nvidia-smi` sees and CUDA may use; none where it fails.
+
+    Numbers in CUDA_VISIBLE_DEVICES are taken for nvidia-smi's, as they are where all GPUs are
+    alike, or with CUDA_DEVICE_ORDER=PCI_BUS_ID.
+    """
+    told = _asked(f"--query-gpu=index,uuid,{','.join(_QUERY)}")
+    rows = [line.split(", ", 2) for line in told.splitlines() if line.count(", ") > 1]
+    wanted = os.environ.get("CUDA_VISIBLE_DEVICES")
+    found = rows if wanted is None else _visible(rows, wanted.split(","))
+    return read_gpus("\n".join(row[2] for row in found))
+
+
+def _visible(rows: list[list[str]], wanted: list[str]) -> list[list[str]]:
+    """Takes rows by number or by the start of their UUID; CUDA stops at the first unknown."""
+    found = []
+    for word in (word.strip() for word in wanted):
+        row = next((r for r in rows if word == r[0] or (word and r[1].startswith(word))), None)
+        if row is None:
+            break
+        found.append(row)
+    return found
 
 
 def _asked(query: str) -> str:

@@ -68,7 +68,10 @@ def rehearsal(tmp_path: Path) -> dict[str, str]:
         "from tensorrt_rtx import *\nfrom tensorrt_rtx import __version__\n"
     )
     smi = programs / "nvidia-smi"
-    smi.write_text('#!/bin/sh\necho "NVIDIA Stand-in, 8.6, 550.54, 24576"\n')
+    row = "NVIDIA Stand-in, 8.6, 550.54, 24576"
+    smi.write_text(
+        f'#!/bin/sh\ncase "$*" in *uuid*) printf "0, GPU-1, ";; esac\necho "{row}"\n'
+    )
     smi.chmod(0o755)
     trtexec = stand_in(programs, log=published.ISSUE_4177, during=DURING)
     return {
