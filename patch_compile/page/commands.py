@@ -46,9 +46,10 @@ def _learn(made_by: Facts, masks: str) -> Iterator[list[str]]:
     if recipe.get("update"):
         options += ["--checkpoint", _CHECKPOINT]
     start = ["learn", str(made_by["model"]), *texts, *options, "-o"]
-    wish, wishes = _wish(made_by, recipe), recipe.get("sparsity") or [None]
+    wish = _wish(made_by, recipe)
+    wishes: Sequence[float] = recipe.get("sparsity") or ()
     ending = f"-{wish:g}.json" if isinstance(wish, float) else ".json"
-    if wish is not None and len(wishes) == 1:
+    if wish is not None and len(wishes) < 2:
         yield [*start, masks]
     elif wish is not None and masks.endswith(ending):
         # Each of several has its number in its name.

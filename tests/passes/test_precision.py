@@ -175,7 +175,7 @@ def test_constants_of_one_element_are_cast_as_their_reader_is(
     model = onnx.load(path)
     for name, number in (("two", 2.0), ("eps", 1e-12)):
         tensor = numpy_helper.from_array(np.array(number, np.float32), name)
-        value = {"value": tensor} if as_tensor else {"value_float": number}
+        value: dict[str, Any] = {"value": tensor} if as_tensor else {"value_float": number}
         model.graph.node.append(helper.make_node("Constant", [], [name], **value))
     node = helper.make_node
     model.graph.node.append(node("Mul", ["y_a", "two"], ["twice"]))
