@@ -252,9 +252,9 @@ def test_weight_that_is_not_the_mask_s_own_is_refused(
     )
     assert list((tmp_path / "out").iterdir()) == []
     assert reason(lambda: plan_model(other, masks)) == (
-        "weight 'a.weight' | differs from the weight its mask was made for (sha256 "
-        "'float32.T'); give the masks of this checkpoint, or pass --no-check-digests if the "
-        "change was meant"
+        "weight 'a.weight' | differs from the weight its mask was made for, by the "
+        "sha256 of its values; give the masks of this checkpoint, or pass --no-check-digests "
+        "if the change was meant"
     )
     unchecked = compile_model(other, masks, CompileRecipe(check_digests=False))
     assert digests_said(unchecked.save(tmp_path / "unchecked")) == {"unknown"}

@@ -66,7 +66,7 @@ def test_the_commands_of_the_page_make_the_same_files(
     command = line[line.index("patch-compile model.onnx") :]
     assert command == (
         "patch-compile model.onnx --tiles masks.json -o out --restore --min-gain 0.3 "
-        "--ignore 'a.*,nothing here'"
+        "--ignore 'a.*' --ignore 'nothing here'"
     )
     shutil.rmtree(job.out)
     monkeypatch.chdir(job.folder)
