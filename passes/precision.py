@@ -85,7 +85,7 @@ def cast_model(model: ir.Model, dtype: CastType) -> ir.Model:
         op_block_list=[*converter.DEFAULT_OP_BLOCK_LIST, *KEPT, *_without(model, low)],
         node_block_list=_kept_nodes(model),
     )
-    _check_branches(model, proto, dtype)
+    _check_branches(proto, dtype)
     if dtype == "bf16":
         name_bfloat16(proto)
     cast: ir.Model = ir.from_proto(proto)
@@ -241,16 +241,13 @@ def _cast_to(node: ir.Node | None, dtype: ir.DataType) -> ir.Value | None:
     return node.inputs[0] if node.attributes["to"].as_int() == dtype else None
 
 
-def _check_branches(model: ir.Model, proto: onnx.ModelProto, dtype: CastType) -> None:
+def _check_branches(proto: onnx.ModelProto, dtype: CastType) -> None:
     """The converter puts its casts into the main graph, even those of what a branch makes."""
-    inside = {
-        value.name
-        for graph in model.graph.subgraphs()
-        for value in (*graph.inputs, *(made for node in graph for made in node.outputs))
-    }
-    for node in proto.graph.node:
-        name = node.name.removesuffix("_cast_to_fp32_node").removesuffix("_cast_to_fp16_node")
-        if name != node.name and name in inside:
+    graph = proto.graph
+    known = {value.name for value in (*graph.input, *graph.initializer)}
+    known |= {name for node in graph.node for name in node.output} | {""}
+    for name in (name for node in graph.node for name in node.input):
+        if name not in known:
             raise ModelError(
                 f"dtype | is {dtype}, but '{name}', in a branch or loop body, meets an "
                 "operator that stays float32; expected these outside; leave --dtype out"
