@@ -14,7 +14,7 @@ from patch_compile.recipe import (
     VerifyRecipe,
 )
 
-__all__ = ["NEAR", "commands"]
+__all__ = ["NEAR", "commands", "promise"]
 
 Facts = Mapping[str, Any]
 
@@ -60,9 +60,15 @@ def _learn(made_by: Facts, masks: str) -> Iterator[list[str]]:
         yield ["cut", f"{learned}.json", *_cut(made_by), "-o", masks]
 
 
+def promise(made_by: Facts) -> Facts | None:
+    """The predicted time asked of masks; a compile may note a budget of its own there."""
+    budget = made_by.get("budget")
+    return budget if isinstance(budget, Mapping) and "asked" in budget else None
+
+
 def _wish(made_by: Facts, recipe: Facts) -> float | str | None:
     """What learning was asked that these masks are; None of masks that were cut since."""
-    budget, made = made_by.get("budget"), made_by.get("sparsity")
+    budget, made = promise(made_by), made_by.get("sparsity")
     if recipe.get("budget") or budget:
         return recipe.get("budget") if budget else None
     if not known(made):
@@ -72,8 +78,8 @@ def _wish(made_by: Facts, recipe: Facts) -> float | str | None:
 
 
 def _cut(made_by: Facts) -> list[str]:
-    budget = made_by.get("budget")
-    if not budget:
+    budget = promise(made_by)
+    if budget is None:
         return ["--sparsity", f"{made_by.get('sparsity', 0.0):.6g}"]
     tokens = ",".join(map(str, budget["tokens"]))
     return ["--budget", f"time:{budget['asked']:g}x@{budget['target']}:{tokens}"]

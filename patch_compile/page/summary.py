@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from patch_compile.page.commands import NEAR
+from patch_compile.page.commands import NEAR, promise
 from patch_compile.page.formats import UNKNOWN, count, known, percent, ratio, total
 from patch_compile.page.kernels import chosen
 from patch_compile.page.measured import measured_figure, measured_gains, measurement
@@ -66,9 +66,9 @@ def asked(report: Facts) -> str:
 def wished(report: Facts) -> str:
     """Returns what was asked of the masks, or else the sparsity that their file states."""
     made_by = report["made_by"]
-    budget = made_by.get("budget")
-    if isinstance(budget, Mapping):
-        return f"{ratio(budget.get('asked'))} on {budget.get('target', UNKNOWN)}"
+    budget = promise(made_by)
+    if budget is not None:
+        return f"{ratio(budget['asked'])} on {budget.get('target', UNKNOWN)}"
     options = made_by.get("recipe", {})
     asked_for = options.get("sparsity") if isinstance(options, Mapping) else None
     made = made_by.get("sparsity")

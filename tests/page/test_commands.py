@@ -115,6 +115,13 @@ def test_a_budget_of_time_is_no_cut() -> None:
     assert _parsed(learn)["recipe"] == recipe
 
 
+def test_a_budget_of_the_compile_is_none_of_the_masks() -> None:
+    own = {"saved": 0.1, "loss": 0.2, "gap": 0.0}
+    recipe = LearnRecipe(sparsity=(0.25,))
+    learn, _, _ = commands(_report(made_by=_learned(recipe, budget=own)))
+    assert str(_parsed(learn)["output"]) == "masks.json"
+
+
 def test_new_weights_need_a_folder() -> None:
     recipe = LearnRecipe(method="sparsegpt", update=True, sparsity=(0.25,))
     line, *_ = commands(_report(made_by=_learned(recipe)))

@@ -262,6 +262,7 @@ def test_a_merged_product_is_told_of_each_of_its_weights(text: str) -> None:
         ({"sparsity": 0.3, "recipe": {"sparsity": [0.4]}}, "30.0%"),
         ({"sparsity": 0.2497, "recipe": {"sparsity": [0.25, 0.4]}}, "25.0%"),
         ({"recipe": {"sparsity": [0.4]}}, "40.0%"),
+        ({"sparsity": 0.3, "budget": {"saved": 0.1, "loss": 0.2, "gap": 0.0}}, "30.0%"),
         (
             {"sparsity": 0.41, "budget": {"asked": 1.1, "target": "a100-bf16"}},
             "1.10x on a100-bf16",
