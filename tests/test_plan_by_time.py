@@ -9,6 +9,7 @@ import pytest
 from patch_compile.cli.main import run
 from patch_compile.compiler import compile_model, plan_model
 from patch_compile.io.masks_file import save_masks
+from patch_compile.page.render import page_of
 from patch_compile.recipe import CompileRecipe
 from patch_compile.tiles.masks import Masks
 from patch_compile.tiles.weight_mask import from_keep
@@ -58,6 +59,18 @@ def test_the_promised_speedup_is_that_of_the_compiled_plan(
     shares = dict(recipe.profile)
     left = sum(shares[time["tokens"]] * time["ratio"] for time in report.predicted)
     assert report.speedup == pytest.approx(1 / left)
+
+
+def test_masks_that_were_learned_and_compiled_for_a_speedup_have_a_page(
+    mlp: tuple[Path, Masks],
+) -> None:
+    """The compile's budget is no promise that the masks were made for."""
+    path, masks = mlp
+    learned = {"model": "M", "recipe": {"sparsity": [0.5]}, "sparsity": 0.5}
+    recipe = CompileRecipe(target="rtx4090-bf16", speedup="1.05x", min_gain=0.0)
+    page = page_of(compile_model(path, Masks(masks.weights, learned), recipe).report.to_json())
+    assert "patch-compile learn M --sparsity 0.5 -o MASKS.json\n" in page
+    assert "patch-compile cut" not in page
 
 
 def test_without_a_target_there_is_no_speedup(mlp: tuple[Path, Masks]) -> None:
