@@ -1,6 +1,6 @@
 """One tiny job, and the command line run in this process."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +44,10 @@ class Job:
     model: Path
     masks: Path
     out: Path
+
+    def command(self, *more: str | Path) -> Sequence[str | Path]:
+        """Arguments of the main job."""
+        return (self.model, "--tiles", self.masks, "-o", self.out, *more)
 
     def files(self) -> dict[Path, bytes]:
         return {p: p.read_bytes() for p in self.folder.rglob("*") if p.is_file()}
