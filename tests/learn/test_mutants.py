@@ -11,10 +11,11 @@ from torch.autograd.gradcheck import GradcheckError
 
 from patch_compile.learn import calibrate, candidates, descent, obs, scores, update
 from patch_compile.learn.training import start
-from patch_compile.learn.training.gate import Gate, _Part
+from patch_compile.learn.training.gate import Gate
 from patch_compile.learn.training.noise import Draw
 from patch_compile.learn.training.objective import Penalties
 from patch_compile.learn.training.patterns import FixedPattern, GumbelPattern, TopTwoPattern
+from patch_compile.learn.training.product import _Part, _Product
 from patch_compile.tiles import budget
 from tests.learn import (
     test_calibrate,
@@ -30,6 +31,7 @@ from tests.learn.training import (
     test_gradcheck,
     test_objective,
     test_patterns,
+    test_product,
     test_start,
 )
 from tests.tiles import test_budget, test_cut
@@ -66,7 +68,14 @@ def _permutes_ties(self: Any, values: Any) -> Any:
 
 
 def _pulls_apart(self: Any, grad: Any, pull: Any) -> Any:
-    return torch.add(grad, self.masked(), alpha=pull.norm)
+    return torch.add(grad, self.masked, alpha=pull.norm)
+
+
+def _past_the_mask(ctx: Any, *grads: Any) -> Any:
+    return grads[0] @ ctx.saved_tensors[1], *_backward(ctx, *grads)[1:]
+
+
+_backward = _Product.backward
 
 
 def _forgets_mean(self: Any, grad: Any, kept: Any, annealed: Any) -> Any:
@@ -127,6 +136,10 @@ GATES: Mapping[str, Mutant] = {
     "norm term drives large weights out": (
         _Part, "pulled", _pulls_apart,
         lambda _: test_gate.test_patch_tile_has_the_paper_s_gradients(),
+    ),
+    "input's gradient goes past the mask": (
+        _Product, "backward", staticmethod(_past_the_mask),
+        lambda _: test_product.test_values_and_gradients_are_those_of_a_linear_layer(True),
     ),
     "steps share their noise": (
         Draw, "generator", _steps_share_noise,

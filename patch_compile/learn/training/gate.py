@@ -1,20 +1,13 @@
 """Gates: what stands between a frozen weight and its layer while masks are learned.
 
 A gate turns W into W * M, with M = T + (1 - T) P: T says how dense each tile is, P is the
-pattern of a sparse tile (PATCH, arXiv 2509.23410, section 3). M itself is never made: with
-S = W P, a sparse tile, W M = S + T (W - S). Nothing of the size of W is kept for the backward
-pass: patterns are drawn again, slice by slice.
-
-The penalties of the objective act on M alone, so their gradients join those of the loss here,
-in the backward pass; a graph of their own would store every mask.
+pattern of a sparse tile (PATCH, arXiv 2509.23410, section 3).
 
 N: out features. K: in features. R, C: tiles along N and K. n: rows of a slice.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
-from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -145,11 +138,6 @@ class Gate(nn.Module):
         self.register_buffer("gains", _zeros(grid, pattern) if gains is None else gains)
         self.stored = Parameter(stored, requires_grad=pattern.learns)
 
-    def forward(self, weight: Tensor) -> Tensor:
-        """Returns W * M, (N, K), from W, (N, K)."""
-        masked: Tensor = _Masked.apply(weight, self.logits, self.stored, self)  # type: ignore[no-untyped-call]
-        return masked
-
     @property
     def learns_tiles(self) -> bool:
         """Tiles have logits that learn; else they are set."""
@@ -253,98 +241,3 @@ def parameters_of(gates: Mapping[str, Gate]) -> dict[str, Parameter]:
         for part, parameter in gate.named_parameters():
             names.setdefault(parameter, f"{name}/{part}")
     return {name: parameter for parameter, name in names.items()}
-
-
-class _Masked(torch.autograd.Function):
-    """W * M, and the gradients of the tiles and the pattern."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, tiles: Tensor, stored: Tensor, gate: Gate) -> Tensor:
-        ctx.save_for_backward(weight, tiles, stored)
-        ctx.gate = gate
-        masked = torch.empty_like(weight, dtype=gate.moment.dtype or weight.dtype)
-        norm = torch.zeros((), dtype=torch.float64, device=weight.device)
-        density, generator = gate.drawn(tiles)
-        for part in _parts(gate, weight, density, stored, generator):
-            product = part.masked()
-            masked[part.rows] = product
-            # Within a slice float32 is exact enough, and several times as fast.
-            norm += torch.linalg.vector_norm(product).square()
-        gate.gained = ((1 - density) * gate.gains).sum(dtype=torch.float64)
-        gate.norm = norm
-        return masked
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor | None, Tensor | None, None]:
-        weight, tiles, stored = ctx.saved_tensors
-        gate: Gate = ctx.gate
-        # Spent: a layer that runs again in the same pass is not pulled again.
-        pull, gate.pull = gate.pull, Pull()
-        _, learns_tiles, learns_pattern, _ = ctx.needs_input_grad
-        density, generator = gate.drawn(tiles)
-        sums = pull.budget * gate.gains.expand_as(tiles) if learns_tiles else None
-        slopes = torch.empty_like(stored) if learns_pattern else None
-        for part in _parts(gate, weight, density, stored, generator):
-            grad = part.pulled(grads[0][part.rows].float(), pull)
-            if slopes is not None:
-                kept = part.kept if gate.pattern.remembers else None
-                slopes[part.rows] = gate.pattern.gradient(
-                    part.share(grad), kept, gate.moment.pattern
-                )
-            if sums is not None:
-                # d(W M)/dT = W - S, summed over the tile.
-                gate.total((part.weight - part.sparse).mul_(grad), part.rows, sums)
-        slope = None if sums is None else gate.tile_gradient(density, sums)
-        return None, slope, slopes, None
-
-
-@dataclass(frozen=True, eq=False)
-class _Part:
-    """A slice of rows of a masked weight: W, float32 (n, K), and T, which broadcasts to it.
-
-    `draw` samples the pattern and what its gradient needs: where there is noise, once, and in
-    the order of the rows.
-    """
-
-    rows: slice
-    weight: Tensor
-    dense: Tensor
-    draw: Callable[[], tuple[Tensor, Any]]
-
-    @cached_property
-    def _drawn(self) -> tuple[Tensor, Any]:
-        # Not every gradient needs the pattern.
-        return self.draw()
-
-    @cached_property
-    def sparse(self) -> Tensor:
-        """S, float32 (n, K)."""
-        return self.weight * self._drawn[0]
-
-    @property
-    def kept(self) -> Any:
-        """What the pattern's gradient needs."""
-        return self._drawn[1]
-
-    def masked(self) -> Tensor:
-        """Returns W M, float32 (n, K)."""
-        return torch.lerp(self.sparse, self.weight, self.dense)
-
-    def pulled(self, grad: Tensor, pull: Pull) -> Tensor:
-        """Adds the norm's part, as of W M, to the gradient of W M, (n, K)."""
-        return torch.add(grad, self.masked(), alpha=-pull.norm) if pull.norm else grad
-
-    def share(self, grad: Tensor) -> Tensor:
-        """Returns the gradient of the pattern, (n, K), from that of W M."""
-        whole = grad * self.weight
-        return whole.addcmul_(whole, self.dense, value=-1.0)
-
-
-def _parts(
-    gate: Gate, weight: Tensor, density: Tensor, stored: Tensor, generator: Generator | None
-) -> Iterator[_Part]:
-    """Draws a gate's patterns, slice by slice; the same at every call of one moment."""
-    widened = gate.widened(density)
-    for rows in gate.slices(density.device):
-        draw = partial(gate.pattern.sample, stored[rows], gate.moment.pattern, generator)
-        yield _Part(rows, weight[rows].float(), gate.heightened(widened, rows), draw)

@@ -13,6 +13,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from patch_compile.errors import RecipeError
 from patch_compile.learn.linears import Linear, find_linears
 from patch_compile.learn.training.gate import Gate
+from patch_compile.learn.training.product import masked_product
 
 __all__ = ["MaskedLinear", "blocks_of", "gated", "recomputed"]
 
@@ -36,9 +37,10 @@ class MaskedLinear(nn.Module):
         """Returns x (W M)^T + b, float (..., N), from x, float (..., K)."""
         stored = self.layer.get_parameter("weight")
         weight = stored.T if self._transposed else stored
-        masked = weight if self.gate.moment.opened else self.gate(weight)
         bias = getattr(self.layer, "bias", None)
-        return nn.functional.linear(x, masked, bias)
+        if self.gate.moment.opened:
+            return nn.functional.linear(x, weight, bias)
+        return masked_product(x, weight, bias, self.gate)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ machine after a restart: each time it must come out the same.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 
 import torch
 from torch import Generator, Tensor
@@ -37,22 +37,23 @@ class Draw:
         return Generator(device).manual_seed(number % 2**63)
 
 
-def gumbel(shape: Sequence[int], generator: Generator) -> Tensor:
-    """Draws standard Gumbel noise, -log(-log(u)), float32.
+def gumbel(shape: Sequence[int], generator: Generator, factor: float = 1.0) -> Tensor:
+    """Draws Gumbel noise, -log(-log(u)), times a factor, float32.
 
-    u has 16 random bits, (b + 1/2) / 65536, so the noise lies within -2.47 and 11.8: a
-    generator on the CPU gives 64 bits a call and is the slowest part of a step. So few values
-    are looked up faster than two logarithms are taken.
+    u has 16 random bits, (b + 1/2) / 65536, so the noise itself lies within -2.47 and 11.8: a
+    generator on the CPU gives 64 bits a call, and slowly. So few values are looked up faster
+    than two logarithms are taken.
     """
     bits = _bits(shape, generator).int().add_(2**15)
-    return _gumbels(generator.device).index_select(0, bits).view(*shape)
+    return _gumbels(generator.device, factor).index_select(0, bits).view(*shape)
 
 
-@cache
-def _gumbels(device: torch.device) -> Tensor:
+# Every layer of a step asks for the same.
+@lru_cache(maxsize=2)
+def _gumbels(device: torch.device, factor: float) -> Tensor:
     """Returns the noise of every 16 bits, float32 (65536,)."""
     u = (torch.arange(2**16, device=device, dtype=torch.float64) + 0.5) / 2**16
-    return u.log_().neg_().log_().neg_().float()
+    return u.log_().neg_().log_().mul_(-factor).float()
 
 
 def logistic(shape: Sequence[int], generator: Generator) -> Tensor:

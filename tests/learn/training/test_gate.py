@@ -20,6 +20,7 @@ from patch_compile.learn.training.patterns import (
 from patch_compile.learn.training.schedule import Annealed
 from patch_compile.tiles.geometry import Geometry, TileGrid
 from tests.learn.training import plain
+from tests.learn.training.products import masked
 
 SHAPE = (22, 36)
 TILE, PATTERN = Annealed(0.7, 30.0), Annealed(1.3, 80.0)
@@ -39,10 +40,10 @@ class Case:
     grad: Tensor
 
     def run(self) -> Tensor:
-        masked: Tensor = self.gate(self.weight)
+        found = masked(self.gate, self.weight)
         self.gate.pull = PULL
-        torch.autograd.backward(masked, self.grad)
-        return masked.detach()
+        torch.autograd.backward(found, self.grad)
+        return found.detach()
 
     @property
     def noise(self) -> tuple[Tensor, Tensor]:
@@ -133,9 +134,9 @@ def test_a_budget_of_another_unit_asks_its_own_price_of_every_tile() -> None:
     density = plain.soft_tiles(tiles, 0.0, case.noise[0], TILE.temperature, TILE.scale)
     case.grad.zero_()
     torch.autograd.backward(PULL.budget * (density * prices).sum())
-    case.gate(case.weight)
+    masked(case.gate, case.weight)
     case.gate.pull = Pull(budget=PULL.budget)
-    torch.autograd.backward(case.gate(case.weight), case.grad)
+    torch.autograd.backward(masked(case.gate, case.weight), case.grad)
     torch.testing.assert_close(case.gate.tiles.grad, tiles.grad, **CLOSE)
     spared = float(((1 - density.detach()) * prices).sum())
     assert float(case.gate.gained) == pytest.approx(spared, rel=1e-5)
@@ -145,7 +146,7 @@ def test_a_layer_that_runs_twice_is_pulled_once() -> None:
     gradients = []
     for uses in (1, 2):
         case = _case(FixedPattern())
-        products = [case.gate(case.weight) for _ in range(uses)]
+        products = [masked(case.gate, case.weight) for _ in range(uses)]
         case.gate.pull = PULL
         torch.autograd.backward(products, [torch.zeros(SHAPE)] * uses)
         gradients.append(case.gate.tiles.grad)
@@ -168,9 +169,9 @@ def test_set_tiles_scale_the_pattern_s_gradient_and_learn_nothing() -> None:
 
 def test_top_two_hands_the_mask_s_gradient_straight_to_its_scores() -> None:
     case = _case(TopTwoPattern(), dense=torch.zeros(5, 5, dtype=torch.bool))
-    masked = case.run()
+    found = case.run()
     hard = case.gate.pattern.hard(case.gate.stored)
-    torch.testing.assert_close(masked, case.weight * hard)
+    torch.testing.assert_close(found, case.weight * hard)
     loss = case.weight * case.grad - PULL.norm * case.weight.square() * hard
     torch.testing.assert_close(case.gate.stored.grad, loss, **CLOSE)
 
@@ -182,7 +183,7 @@ def test_without_noise_and_near_zero_temperature_masks_are_hard(pattern: Any) ->
     moment.draw, moment.tile, moment.pattern = None, Annealed(1e-6, 1.0), Annealed(1e-6, 1.0)
     dense = plain.expand((case.gate.tiles.detach() > 0).float(), 5, 8, SHAPE).bool()
     mask = dense | case.gate.pattern.hard(case.gate.stored.detach())
-    torch.testing.assert_close(case.gate(case.weight).detach(), case.weight * mask)
+    torch.testing.assert_close(masked(case.gate, case.weight).detach(), case.weight * mask)
 
 
 def test_a_bf16_weight_stays_bf16_and_logits_stay_fp32() -> None:
@@ -199,7 +200,7 @@ def test_every_draw_has_noise_of_its_own() -> None:
     outputs = []
     for seed, step, slot in places:
         case.gate.moment.draw = Draw(seed, step, slot)
-        outputs.append(case.gate(case.weight).detach())
+        outputs.append(masked(case.gate, case.weight).detach())
     pairs = itertools.combinations(outputs, 2)
     assert not any(torch.equal(one, other) for one, other in pairs)
 

@@ -20,6 +20,7 @@ from patch_compile.learn.training.patterns import (
 )
 from patch_compile.learn.training.schedule import Annealed
 from patch_compile.tiles.geometry import Geometry
+from tests.learn.training.products import masked
 
 # Ragged along both axes with tiles of 4 x 8.
 SHAPE = (6, 12)
@@ -40,6 +41,15 @@ def made_gate(pattern: Any, tile: str, draw: Draw | None, tied: Tensor | None = 
     return Gate("w", grid, pattern, Moment(TILE, PATTERN, draw), tiles=tiles, stored=stored)
 
 
+class _Masked(torch.nn.Module):
+    def __init__(self, gate: Gate) -> None:
+        super().__init__()
+        self.gate = gate
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return masked(self.gate, weight)
+
+
 def check_gate(gate: Gate, *learned: str) -> None:
     """Compares the gradients of the parameters named, at random values, in all directions."""
     seeded = torch.Generator().manual_seed(1)
@@ -50,13 +60,13 @@ def check_gate(gate: Gate, *learned: str) -> None:
         for name in learned
     ]
 
-    def masked(*values: Tensor) -> Tensor:
-        given = {n: v.float() for n, v in zip(learned, values, strict=True)}
-        product: Tensor = torch.func.functional_call(gate, given, (weight,))
-        return product.double()
+    def product(*values: Tensor) -> Tensor:
+        given = {f"gate.{n}": v.float() for n, v in zip(learned, values, strict=True)}
+        found: Tensor = torch.func.functional_call(_Masked(gate), given, (weight,))
+        return found.double()
 
     torch.autograd.gradcheck(
-        masked,
+        product,
         [point.requires_grad_() for point in points],
         eps=STEP,
         atol=TOLERANCE,

@@ -13,6 +13,7 @@ from patch_compile.learn.training.patterns import FixedPattern
 from patch_compile.learn.training.schedule import Annealed
 from patch_compile.tiles.geometry import Geometry
 from tests.learn.training import plain
+from tests.learn.training.products import masked
 
 ANNEALED = Annealed(0.8, 20.0)
 LAMBDA_1, LAMBDA_2 = 5.0, 3.0
@@ -73,10 +74,10 @@ def test_penalties_have_the_equations_values_and_gradients(
         size=size,
         squares={g.name: float(w.square().sum()) for g, w in zip(gates, weights, strict=True)},
     )
-    masked = [gate(weight) for gate, weight in zip(gates, weights, strict=True)]
+    products = [masked(gate, weight) for gate, weight in zip(gates, weights, strict=True)]
     found = penalties.apply(gates, progress, share)
     # The loss itself is nothing here: what is left are the penalties.
-    sum((0.0 * product).sum() for product in masked).backward()  # type: ignore[union-attr] # tensors
+    sum((0.0 * product).sum() for product in products).backward()  # type: ignore[union-attr] # tensors
     assert found == pytest.approx(float(value.detach()), rel=1e-5)
     for gate, leaf in zip(gates, leaves, strict=True):
         torch.testing.assert_close(gate.tiles.grad, leaf.grad, rtol=1e-4, atol=1e-7)

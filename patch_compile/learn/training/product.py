@@ -1,0 +1,151 @@
+"""The product of an input with a masked weight, x (W M)^T, and its gradients.
+
+M itself is never made: with S = W P, a sparse tile, W M = S + T (W - S). W M is made for the
+forward pass and again for the backward pass, slice by slice, from patterns that are drawn
+again: nothing of the size of W is kept between the two.
+
+The penalties of the objective act on M alone, so their gradients join those of the loss here,
+in the backward pass; a graph of their own would store every mask.
+
+N: out features. K: in features. R, C: tiles along N and K. n: rows of a slice.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from patch_compile.learn.training.gate import Gate, Pull
+
+__all__ = ["masked_product"]
+
+
+def masked_product(x: Tensor, weight: Tensor, bias: Tensor | None, gate: Gate) -> Tensor:
+    """Returns x (W M)^T + b, (..., N), in the type that the gate's moment masks weights in.
+
+    Args:
+        x: (..., K).
+        weight: W, (N, K); it gets no gradient.
+        bias: (N,), or None; it gets no gradient either.
+        gate: of the weight.
+    """
+    # Here, where autograd sees it: autocast would cast within, and keep what it was cast from.
+    x = x.to(gate.moment.dtype or x.dtype)
+    product: Tensor = _Product.apply(x, weight, bias, gate.logits, gate.stored, gate)  # type: ignore[no-untyped-call]
+    return product
+
+
+class _Product(torch.autograd.Function):
+    """x (W M)^T + b, and the gradients of x, the tiles and the pattern."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        tiles: Tensor,
+        stored: Tensor,
+        gate: Gate,
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, tiles, stored)
+        ctx.gate = gate
+        masked = _empty(gate, weight)
+        norm = torch.zeros((), dtype=torch.float64, device=weight.device)
+        density, generator = gate.drawn(tiles)
+        for part in _parts(gate, weight, density, stored, generator):
+            masked[part.rows] = part.masked
+            # Within a slice float32 is exact enough, and several times as fast.
+            norm += torch.linalg.vector_norm(part.masked).square()
+        gate.gained = ((1 - density) * gate.gains).sum(dtype=torch.float64)
+        gate.norm = norm
+        return torch.nn.functional.linear(x, masked, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, tiles, stored = ctx.saved_tensors
+        gate: Gate = ctx.gate
+        # Spent: a layer that runs again in the same pass is not pulled again.
+        pull, gate.pull = gate.pull, Pull()
+        wants_x, _, _, wants_tiles, wants_pattern, _ = ctx.needs_input_grad
+        density, generator = gate.drawn(tiles)
+        masked = _empty(gate, weight) if wants_x else None
+        sums = pull.budget * gate.gains.expand_as(tiles) if wants_tiles else None
+        slopes = torch.empty_like(stored) if wants_pattern else None
+        # Of W M as if it were one tensor.
+        whole = grads[0].flatten(0, -2).T @ x.flatten(0, -2)
+        for part in _parts(gate, weight, density, stored, generator):
+            if masked is not None:
+                masked[part.rows] = part.masked
+            grad = part.pulled(whole[part.rows].float(), pull)
+            if slopes is not None:
+                kept = part.kept if gate.pattern.remembers else None
+                slopes[part.rows] = gate.pattern.gradient(
+                    part.share(grad), kept, gate.moment.pattern
+                )
+            if sums is not None:
+                # d(W M)/dT = W - S, summed over the tile.
+                gate.total((part.weight - part.sparse).mul_(grad), part.rows, sums)
+        slope = None if sums is None else gate.tile_gradient(density, sums)
+        back = None if masked is None else grads[0] @ masked
+        return back, None, None, slope, slopes, None
+
+
+def _empty(gate: Gate, weight: Tensor) -> Tensor:
+    return torch.empty_like(weight, dtype=gate.moment.dtype or weight.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """A slice of rows of a masked weight: W, float32 (n, K), and T, which broadcasts to it.
+
+    `draw` samples the pattern and what its gradient needs: where there is noise, once, and in
+    the order of the rows.
+    """
+
+    rows: slice
+    weight: Tensor
+    dense: Tensor
+    draw: Callable[[], tuple[Tensor, Any]]
+
+    @cached_property
+    def _drawn(self) -> tuple[Tensor, Any]:
+        # Not every gradient needs the pattern.
+        return self.draw()
+
+    @cached_property
+    def sparse(self) -> Tensor:
+        """S, float32 (n, K)."""
+        return self.weight * self._drawn[0]
+
+    @property
+    def kept(self) -> Any:
+        """What the pattern's gradient needs."""
+        return self._drawn[1]
+
+    @cached_property
+    def masked(self) -> Tensor:
+        """W M, float32 (n, K)."""
+        return torch.lerp(self.sparse, self.weight, self.dense)
+
+    def pulled(self, grad: Tensor, pull: Pull) -> Tensor:
+        """Adds the norm's part, as of W M, to the gradient of W M, (n, K)."""
+        return torch.add(grad, self.masked, alpha=-pull.norm) if pull.norm else grad
+
+    def share(self, grad: Tensor) -> Tensor:
+        """Returns the gradient of the pattern, (n, K), from that of W M."""
+        whole = grad * self.weight
+        return whole.addcmul_(whole, self.dense, value=-1.0)
+
+
+def _parts(
+    gate: Gate, weight: Tensor, density: Tensor, stored: Tensor, generator: Generator | None
+) -> Iterator[_Part]:
+    """Draws a gate's patterns, slice by slice; the same at every call of one moment."""
+    widened = gate.widened(density)
+    for rows in gate.slices(density.device):
+        draw = partial(gate.pattern.sample, stored[rows], gate.moment.pattern, generator)
+        yield _Part(rows, weight[rows].float(), gate.heightened(widened, rows), draw)
