@@ -11,7 +11,7 @@ from torch.autograd.gradcheck import GradcheckError
 
 from patch_compile.learn import calibrate, candidates, descent, obs, scores, update
 from patch_compile.learn.training import start
-from patch_compile.learn.training.gate import Gate
+from patch_compile.learn.training.gate import Gate, Pull
 from patch_compile.learn.training.noise import Draw
 from patch_compile.learn.training.objective import Penalties
 from patch_compile.learn.training.patterns import FixedPattern, GumbelPattern, TopTwoPattern
@@ -67,8 +67,8 @@ def _permutes_ties(self: Any, values: Any) -> Any:
     return values if self.index is None else values[self.index.roll(1, 0)]
 
 
-def _pulls_apart(self: Any, grad: Any, pull: Any) -> Any:
-    return torch.add(grad, self.masked, alpha=pull.norm)
+def _pulls_apart(self: Pull, grad: Any, masked: Any) -> Any:
+    return torch.add(grad, masked, alpha=self.norm)
 
 
 def _past_the_mask(ctx: Any, *grads: Any) -> Any:
@@ -134,7 +134,7 @@ GATES: Mapping[str, Mutant] = {
         ),
     ),
     "norm term drives large weights out": (
-        _Part, "pulled", _pulls_apart,
+        Pull, "added", _pulls_apart,
         lambda _: test_gate.test_patch_tile_has_the_paper_s_gradients(),
     ),
     "input's gradient goes past the mask": (

@@ -38,6 +38,10 @@ class Pull:
     budget: float = 0.0
     norm: float = 0.0
 
+    def added(self, grad: Tensor, masked: Tensor) -> Tensor:
+        """Adds the norm's part, as of W M, to the gradient of W M, (n, K)."""
+        return torch.add(grad, masked, alpha=-self.norm) if self.norm else grad
+
 
 @dataclass
 class Moment:

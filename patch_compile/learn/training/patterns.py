@@ -20,12 +20,13 @@ class Pattern(Protocol):
 
     Attributes:
         learns: it has logits or scores.
-        remembers: its gradient needs what `sample` kept.
+        kept: samples are of int8 and remember nothing, and to keep one for the backward pass
+            is cheaper than to sample again.
         zeros: share of a sparse tile.
     """
 
     learns: bool
-    remembers: bool
+    kept: bool
     zeros: float
 
     def start(self, saliency: Tensor, generator: Generator) -> Tensor:
@@ -40,14 +41,14 @@ class Pattern(Protocol):
     def sample(
         self, stored: Tensor, annealed: Annealed, generator: Generator | None
     ) -> tuple[Tensor, Any]:
-        """Returns the mask of n rows, (n, K), 0 to 1, and what `gradient` needs.
+        """Returns the mask of n rows, (n, K), 0 to 1, and what `gradient` must remember.
 
         Without a generator there is no noise. Hard masks are int8: products with bool are
         slow.
         """
         ...
 
-    def gradient(self, grad: Tensor, kept: Any, annealed: Annealed) -> Tensor:
+    def gradient(self, grad: Tensor, remembered: Any, annealed: Annealed) -> Tensor:
         """Returns the gradient of n stored rows from that of their mask, float32 (n, K)."""
         ...
 
@@ -60,7 +61,7 @@ class FixedPattern:
     """The best two of every four by a one-shot saliency, for good: PATCH-Tile."""
 
     learns = False
-    remembers = False
+    kept = False
     zeros = 0.5
 
     def start(self, saliency: Tensor, generator: Generator) -> Tensor:
@@ -73,7 +74,7 @@ class FixedPattern:
         """Returns the stored rows, int8."""
         return stored.view(torch.int8), None
 
-    def gradient(self, grad: Tensor, kept: None, annealed: Annealed) -> Tensor:
+    def gradient(self, grad: Tensor, remembered: None, annealed: Annealed) -> Tensor:
         """Never called."""
         raise NotImplementedError
 
@@ -100,7 +101,7 @@ class TopTwoPattern:
     """
 
     learns = True
-    remembers = False
+    kept = True
     zeros = 0.5
 
     def start(self, saliency: Tensor, generator: Generator) -> Tensor:
@@ -118,7 +119,7 @@ class TopTwoPattern:
         """Returns the top two of four, int8 (n, K); no noise."""
         return top_two(stored).view(torch.int8), None
 
-    def gradient(self, grad: Tensor, kept: None, annealed: Annealed) -> Tensor:
+    def gradient(self, grad: Tensor, remembered: None, annealed: Annealed) -> Tensor:
         """Returns `grad`."""
         return grad
 
@@ -145,7 +146,7 @@ class GumbelPattern:
     """
 
     learns = True
-    remembers = True
+    kept = False
     zeros = 0.5
 
     def start(self, saliency: Tensor, generator: Generator) -> Tensor:
@@ -172,12 +173,12 @@ class GumbelPattern:
         # Stacked in front and then turned: twice as fast as stacked behind.
         return torch.stack(planes, 1).transpose(1, 2).flatten(1), chosen
 
-    def gradient(self, grad: Tensor, kept: Tensor, annealed: Annealed) -> Tensor:
+    def gradient(self, grad: Tensor, remembered: Tensor, annealed: Annealed) -> Tensor:
         """Returns the softmax's vector-Jacobian product, float32 (n, 6, G)."""
         places = _fours(grad)
         direct = torch.stack([places[..., a] + places[..., b] for a, b in _PLACES], 1)
-        mean = (direct * kept).sum(1, keepdim=True)
-        return direct.sub_(mean).mul_(kept).mul_(annealed.scale / annealed.temperature)
+        mean = (direct * remembered).sum(1, keepdim=True)
+        return direct.sub_(mean).mul_(remembered).mul_(annealed.scale / annealed.temperature)
 
     def hard(self, stored: Tensor) -> Tensor:
         """Returns the pattern of the largest logit of every group, bool (N, K)."""

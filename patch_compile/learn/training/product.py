@@ -2,7 +2,7 @@
 
 M itself is never made: with S = W P, a sparse tile, W M = S + T (W - S). W M is made for the
 forward pass and again for the backward pass, slice by slice, from patterns that are drawn
-again: nothing of the size of W is kept between the two.
+again: between the two at most a byte a weight is kept, where to draw again costs more.
 
 The penalties of the objective act on M alone, so their gradients join those of the loss here,
 in the backward pass; a graph of their own would store every mask.
@@ -10,9 +10,9 @@ in the backward pass; a graph of their own would store every mask.
 N: out features. K: in features. R, C: tiles along N and K. n: rows of a slice.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -51,46 +51,46 @@ class _Product(torch.autograd.Function):
         stored: Tensor,
         gate: Gate,
     ) -> Tensor:
-        ctx.save_for_backward(x, weight, tiles, stored)
         ctx.gate = gate
         masked = _empty(gate, weight)
+        kept = torch.empty_like(weight, dtype=torch.int8) if gate.pattern.kept else None
         norm = torch.zeros((), dtype=torch.float64, device=weight.device)
         density, generator = gate.drawn(tiles)
         for part in _parts(gate, weight, density, stored, generator):
-            masked[part.rows] = part.masked
+            product = part.masked(masked)
             # Within a slice float32 is exact enough, and several times as fast.
-            norm += torch.linalg.vector_norm(part.masked).square()
+            norm += torch.linalg.vector_norm(product).square()
+            if kept is not None:
+                kept[part.rows] = part.pattern
         gate.gained = ((1 - density) * gate.gains).sum(dtype=torch.float64)
         gate.norm = norm
+        ctx.save_for_backward(x, weight, tiles, stored, kept)
         return torch.nn.functional.linear(x, masked, bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, tiles, stored = ctx.saved_tensors
+        x, weight, tiles, stored, kept = ctx.saved_tensors
         gate: Gate = ctx.gate
         # Spent: a layer that runs again in the same pass is not pulled again.
         pull, gate.pull = gate.pull, Pull()
-        wants_x, _, _, wants_tiles, wants_pattern, _ = ctx.needs_input_grad
+        wants_x, *_, wants_tiles, wants_pattern, _ = ctx.needs_input_grad
         density, generator = gate.drawn(tiles)
-        masked = _empty(gate, weight) if wants_x else None
+        masked = _empty(gate, weight)
         sums = pull.budget * gate.gains.expand_as(tiles) if wants_tiles else None
         slopes = torch.empty_like(stored) if wants_pattern else None
         # Of W M as if it were one tensor.
         whole = grads[0].flatten(0, -2).T @ x.flatten(0, -2)
-        for part in _parts(gate, weight, density, stored, generator):
-            if masked is not None:
-                masked[part.rows] = part.masked
-            grad = part.pulled(whole[part.rows].float(), pull)
+        for part in _parts(gate, weight, density, stored, generator, kept):
+            grad = pull.added(whole[part.rows].float(), part.masked(masked))
             if slopes is not None:
-                kept = part.kept if gate.pattern.remembers else None
                 slopes[part.rows] = gate.pattern.gradient(
-                    part.share(grad), kept, gate.moment.pattern
+                    part.share(grad), part.remembered, gate.moment.pattern
                 )
             if sums is not None:
                 # d(W M)/dT = W - S, summed over the tile.
                 gate.total((part.weight - part.sparse).mul_(grad), part.rows, sums)
         slope = None if sums is None else gate.tile_gradient(density, sums)
-        back = None if masked is None else grads[0] @ masked
+        back = grads[0] @ masked if wants_x else None
         return back, None, None, slope, slopes, None
 
 
@@ -100,40 +100,35 @@ def _empty(gate: Gate, weight: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """A slice of rows of a masked weight: W, float32 (n, K), and T, which broadcasts to it.
+    """A slice of rows of a masked weight.
 
-    `draw` samples the pattern and what its gradient needs: where there is noise, once, and in
-    the order of the rows.
+    Attributes:
+        rows: of the weight.
+        weight: W, float32 (n, K).
+        dense: T, broadcasts to it.
+        pattern: P, broadcasts to it.
+        remembered: what the pattern's gradient needs.
     """
 
     rows: slice
     weight: Tensor
     dense: Tensor
-    draw: Callable[[], tuple[Tensor, Any]]
-
-    @cached_property
-    def _drawn(self) -> tuple[Tensor, Any]:
-        # Not every gradient needs the pattern.
-        return self.draw()
+    pattern: Tensor
+    remembered: Any
 
     @cached_property
     def sparse(self) -> Tensor:
         """S, float32 (n, K)."""
-        return self.weight * self._drawn[0]
+        return self.weight * self.pattern
 
-    @property
-    def kept(self) -> Any:
-        """What the pattern's gradient needs."""
-        return self._drawn[1]
-
-    @cached_property
-    def masked(self) -> Tensor:
-        """W M, float32 (n, K)."""
-        return torch.lerp(self.sparse, self.weight, self.dense)
-
-    def pulled(self, grad: Tensor, pull: Pull) -> Tensor:
-        """Adds the norm's part, as of W M, to the gradient of W M, (n, K)."""
-        return torch.add(grad, self.masked, alpha=-pull.norm) if pull.norm else grad
+    def masked(self, whole: Tensor) -> Tensor:
+        """Returns W M, float32 (n, K), and writes it to its rows of `whole`, (N, K)."""
+        into = whole[self.rows]
+        if into.dtype == torch.float32:
+            return torch.lerp(self.sparse, self.weight, self.dense, out=into)
+        masked = torch.lerp(self.sparse, self.weight, self.dense)
+        into.copy_(masked)
+        return masked
 
     def share(self, grad: Tensor) -> Tensor:
         """Returns the gradient of the pattern, (n, K), from that of W M."""
@@ -142,10 +137,30 @@ class _Part:
 
 
 def _parts(
-    gate: Gate, weight: Tensor, density: Tensor, stored: Tensor, generator: Generator | None
+    gate: Gate,
+    weight: Tensor,
+    density: Tensor,
+    stored: Tensor,
+    generator: Generator | None,
+    kept: Tensor | None = None,
 ) -> Iterator[_Part]:
-    """Draws a gate's patterns, slice by slice; the same at every call of one moment."""
+    """Draws a gate's patterns, slice by slice; the same at every call of one moment.
+
+    Where there is noise, it is drawn in the order of the rows.
+
+    Args:
+        gate: of the weight.
+        weight: W, (N, K).
+        density: T, (R, C).
+        stored: of the pattern, N rows.
+        generator: of the pattern's noise, at its start; None draws none.
+        kept: the patterns of an earlier call, (N, K), in place of new ones.
+    """
     widened = gate.widened(density)
     for rows in gate.slices(density.device):
-        draw = partial(gate.pattern.sample, stored[rows], gate.moment.pattern, generator)
-        yield _Part(rows, weight[rows].float(), gate.heightened(widened, rows), draw)
+        drawn = (
+            gate.pattern.sample(stored[rows], gate.moment.pattern, generator)
+            if kept is None
+            else (kept[rows], None)
+        )
+        yield _Part(rows, weight[rows].float(), gate.heightened(widened, rows), *drawn)
