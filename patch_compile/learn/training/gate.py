@@ -52,7 +52,7 @@ class Moment:
         pattern: how pattern logits are read.
         draw: the sample that is drawn; None draws no noise.
         opened: gates let weights pass whole: the dense model.
-        dtype: of masked weights; None for the weight's own.
+        dtype: of masked weights and their products; None for the weight's own.
     """
 
     tile: Annealed

@@ -24,10 +24,12 @@ __all__ = ["masked_product"]
 
 
 def masked_product(x: Tensor, weight: Tensor, bias: Tensor | None, gate: Gate) -> Tensor:
-    """Returns x (W M)^T + b, (..., N), in the type that the gate's moment masks weights in.
+    """Returns x (W M)^T + b, (..., N).
+
+    Under autocast, and only there, the gate's moment has a type: what autocast computes in.
 
     Args:
-        x: (..., K).
+        x: (..., K), of two dimensions or more.
         weight: W, (N, K); it gets no gradient.
         bias: (N,), or None; it gets no gradient either.
         gate: of the weight.
@@ -57,9 +59,9 @@ class _Product(torch.autograd.Function):
         norm = torch.zeros((), dtype=torch.float64, device=weight.device)
         density, generator = gate.drawn(tiles)
         for part in _parts(gate, weight, density, stored, generator):
-            product = part.masked(masked)
+            made = part.write_masked(masked)
             # Within a slice float32 is exact enough, and several times as fast.
-            norm += torch.linalg.vector_norm(product).square()
+            norm += torch.linalg.vector_norm(made).square()
             if kept is not None:
                 kept[part.rows] = part.pattern
         gate.gained = ((1 - density) * gate.gains).sum(dtype=torch.float64)
@@ -77,21 +79,21 @@ class _Product(torch.autograd.Function):
         density, generator = gate.drawn(tiles)
         masked = _empty(gate, weight)
         sums = pull.budget * gate.gains.expand_as(tiles) if wants_tiles else None
-        slopes = torch.empty_like(stored) if wants_pattern else None
-        # Of W M as if it were one tensor.
-        whole = grads[0].flatten(0, -2).T @ x.flatten(0, -2)
+        of_pattern = torch.empty_like(stored) if wants_pattern else None
+        # The gradient of W M.
+        slope = grads[0].flatten(0, -2).T @ x.flatten(0, -2)
         for part in _parts(gate, weight, density, stored, generator, kept):
-            grad = pull.added(whole[part.rows].float(), part.masked(masked))
-            if slopes is not None:
-                slopes[part.rows] = gate.pattern.gradient(
+            grad = pull.added(slope[part.rows].float(), part.write_masked(masked))
+            if of_pattern is not None:
+                of_pattern[part.rows] = gate.pattern.gradient(
                     part.share(grad), part.remembered, gate.moment.pattern
                 )
             if sums is not None:
                 # d(W M)/dT = W - S, summed over the tile.
                 gate.total((part.weight - part.sparse).mul_(grad), part.rows, sums)
-        slope = None if sums is None else gate.tile_gradient(density, sums)
-        back = grads[0] @ masked if wants_x else None
-        return back, None, None, slope, slopes, None
+        of_tiles = None if sums is None else gate.tile_gradient(density, sums)
+        of_x = grads[0] @ masked if wants_x else None
+        return of_x, None, None, of_tiles, of_pattern, None
 
 
 def _empty(gate: Gate, weight: Tensor) -> Tensor:
@@ -121,19 +123,19 @@ class _Part:
         """S, float32 (n, K)."""
         return self.weight * self.pattern
 
-    def masked(self, whole: Tensor) -> Tensor:
-        """Returns W M, float32 (n, K), and writes it to its rows of `whole`, (N, K)."""
-        into = whole[self.rows]
+    def write_masked(self, masked: Tensor) -> Tensor:
+        """Writes W M to its rows of `masked`, (N, K), and returns it, float32 (n, K)."""
+        into = masked[self.rows]
         if into.dtype == torch.float32:
             return torch.lerp(self.sparse, self.weight, self.dense, out=into)
-        masked = torch.lerp(self.sparse, self.weight, self.dense)
-        into.copy_(masked)
-        return masked
+        made = torch.lerp(self.sparse, self.weight, self.dense)
+        into.copy_(made)
+        return made
 
     def share(self, grad: Tensor) -> Tensor:
         """Returns the gradient of the pattern, (n, K), from that of W M."""
-        whole = grad * self.weight
-        return whole.addcmul_(whole, self.dense, value=-1.0)
+        share = grad * self.weight
+        return share.addcmul_(share, self.dense, value=-1.0)
 
 
 def _parts(

@@ -61,7 +61,7 @@ def test_values_and_gradients_are_those_of_a_linear_layer(biased: bool) -> None:
         torch.testing.assert_close(parameter.grad, leaf.grad, rtol=1e-4, atol=1e-4)
 
 
-def test_an_input_that_learns_nothing_gets_no_gradient() -> None:
+def test_gates_learn_the_same_from_an_input_without_gradient() -> None:
     x, weight, _, grad = _given()
     gate = _gate(GumbelPattern(), weight)
     with_x = masked_product(x, weight, None, gate)
@@ -85,7 +85,9 @@ def test_at_most_a_byte_a_weight_is_kept_for_the_backward_pass(
     with saved_tensors_hooks(
         lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor
     ):
-        masked_product(x, weight, None, gate)
+        found = masked_product(x, weight, None, gate)
+    # And nothing past the hooks.
+    assert set(vars(found.grad_fn)) == {"gate"}
     there = {tensor.data_ptr() for tensor in (x, weight, gate.tiles, gate.stored)}
     new = [tensor for tensor in kept if tensor.data_ptr() not in there]
     assert sum(tensor.nbytes for tensor in new) == bytes_ * weight.numel()
