@@ -160,7 +160,10 @@ def _beside(name: str, text: str) -> Callable[[Path], None]:
     [
         (_endless, "has 2147483648 layers, by its configuration; expected 10000 at most"),
         (_beside("tokenizer.json", '{"version": 1}'), "has no tokenizer that can be read"),
-        (_beside("tokenizer_config.json", '{"unk_token": 1}'), "has no tokenizer that can"),
+        (
+            _beside("tokenizer_config.json", '{"added_tokens_decoder": 1}'),
+            "has no tokenizer that can",
+        ),
         (_beside("tokenizer_config.json", "[]"), "has no tokenizer that can be read"),
         (_config("{"), "not a valid JSON"),
         (_config("{}"), "model_type"),
