@@ -79,28 +79,27 @@ def test_without_a_target_there_is_no_speedup(mlp: tuple[Path, Masks]) -> None:
     assert '"speedup"' not in planned.plan.to_json()
 
 
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [
+        (
+            "plan-by-time",
+            "--target rtx4090-bf16 --tokens 16:0.2,2048:0.8 --speedup 1.05x",
+        ),
+        # Nothing pays on few tokens, and that is the answer.
+        ("plan-null", "--target h100-bf16 --tokens 64"),
+    ],
+)
 def test_printed_plan_is_the_golden_one(
     mlp: tuple[Path, Masks],
     tmp_path: Path,
     golden: Any,
     capsys: pytest.CaptureFixture[str],
+    name: str,
+    asked: str,
 ) -> None:
     path, masks = mlp
     save_masks(masks, tmp_path / "masks.json")
-    command = ["plan", str(path), "--tiles", str(tmp_path / "masks.json")]
-    options = ["--target", "rtx4090-bf16", "--tokens", "16:0.2,2048:0.8", "--speedup", "1.05x"]
-    assert run([*command, *options]) == 0
-    golden.check("plan-by-time.txt", capsys.readouterr().out)
-
-
-def test_nothing_pays_on_few_tokens_and_that_is_the_golden_answer(
-    mlp: tuple[Path, Masks],
-    tmp_path: Path,
-    golden: Any,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    path, masks = mlp
-    save_masks(masks, tmp_path / "masks.json")
-    command = ["plan", str(path), "--tiles", str(tmp_path / "masks.json")]
-    assert run([*command, "--target", "h100-bf16", "--tokens", "64"]) == 0
-    golden.check("plan-null.txt", capsys.readouterr().out)
+    command = ["plan", str(path), "--tiles", str(tmp_path / "masks.json"), *asked.split()]
+    assert run(command) == 0
+    golden.check(f"{name}.txt", capsys.readouterr().out)

@@ -167,6 +167,7 @@ def test_set_tiles_scale_the_pattern_s_gradient_and_learn_nothing() -> None:
     assert case.gate.tiles.grad is None
 
 
+@pytest.mark.usefixtures("slices")
 def test_top_two_hands_the_mask_s_gradient_straight_to_its_scores() -> None:
     case = _case(TopTwoPattern(), dense=torch.zeros(5, 5, dtype=torch.bool))
     found = case.run()
